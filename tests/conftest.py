@@ -1,0 +1,3 @@
+from pipeline import torchvision_guard
+
+torchvision_guard.apply()
