@@ -1,0 +1,221 @@
+"""Settings: nested frozen dataclasses filled from defaults < TOML file < `section.key=value` overrides.
+
+A settings class needs no registration: its fields, their types and defaults are the schema. Supported types are bool,
+int, float, str, `Literal`, tuples of these, unions of these, and further dataclasses (the sections).
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pipeline.errors import DtkdError
+
+T = TypeVar("T")
+
+
+def load(cls: type[T], toml: Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Build settings of class `cls` from its defaults, a TOML file and overrides such as `train.steps=2000`.
+
+    Raises:
+        DtkdError: unreadable file, unknown key (names the nearest valid one), wrong type or refused value.
+    """
+    tree = _read_toml(toml) if toml else {}
+    origin = str(toml) if toml else "settings"
+    _refuse_unknown(cls, tree, origin)
+    for override in overrides:
+        key, value = _parse_override(cls, override)
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise DtkdError(f"{origin}: {section} must be a table of settings, got {node!r}")
+        node[leaf] = value
+    return from_dict(cls, tree, origin)
+
+
+def from_dict(cls: type[T], tree: Mapping[str, Any], origin: str = "settings") -> T:
+    """Build settings from nested dictionaries as `to_dict` or a TOML file gives them; `origin` names them in errors."""
+    _refuse_unknown(cls, tree, origin)
+    return _build(cls, tree, "", origin)
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Turn settings into nested dictionaries of JSON values (tuples become lists); `from_dict` inverts it."""
+    return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def to_toml(settings: Any) -> str:
+    """Write settings as TOML text that `load` reads back to the same values; keys that are None are left out."""
+    tree = to_dict(settings)
+    lines = [f"{key} = {_toml_value(value)}" for key, value in tree.items() if _is_value(value)]
+    for section, values in tree.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{key} = {_toml_value(value)}" for key, value in values.items() if _is_value(value)]
+    return "\n".join(lines).strip() + "\n"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compare two `to_dict` trees: dotted key -> (old value, new value), None where a side lacks the key."""
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    keys = sorted(flat_old.keys() | flat_new.keys())
+    return {k: (flat_old.get(k), flat_new.get(k)) for k in keys if flat_old.get(k) != flat_new.get(k)}
+
+
+def _is_section(kind: Any) -> TypeGuard[type]:
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def _is_value(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict)
+
+
+def _toml_value(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's strings, numbers, booleans and arrays as they are
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DtkdError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DtkdError(f"{path} is not valid TOML: {error}") from error
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _leaves(cls: type, prefix: str = "") -> dict[str, Any]:
+    """Every setting of a class as dotted key -> declared type."""
+    leaves = {}
+    for key, kind in get_type_hints(cls).items():
+        leaves |= _leaves(kind, f"{prefix}{key}.") if _is_section(kind) else {prefix + key: kind}
+    return leaves
+
+
+def _refuse_unknown(cls: type, tree: Mapping[str, Any], origin: str) -> None:
+    known = _leaves(cls)
+    sections = {key.rpartition(".")[0] for key in known}
+    for key, value in _flatten(tree):
+        if key not in known and key not in sections:
+            raise DtkdError(f"{origin}: unknown key {key} = {value!r}{_hint(key, known)}")
+
+
+def _hint(key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if not near:  # the right name in the wrong section, or no section at all
+        leaf = key.rpartition(".")[2]
+        names = {k.rpartition(".")[2]: k for k in known}
+        near = [names[n] for n in difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)]
+    return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(sorted(known))}"
+
+
+def _parse_override(cls: type, override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    key = key.strip()
+    if not equals:
+        raise DtkdError(f"a setting is written section.key=value, got {override!r}")
+    known = _leaves(cls)
+    if key not in known:
+        raise DtkdError(f"unknown key {key}{_hint(key, known)}")
+    return key, _from_text(text.strip(), known[key])
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """Read what a user typed as the declared type; text that does not fit is left for `_check` to refuse."""
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for option in sorted(options, key=lambda o: o is str):
+        value = _read_one(text, option)
+        if _fits(value, option):
+            return value
+    return text
+
+
+def _read_one(text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    if get_origin(kind) is tuple:
+        parts = [part.strip() for part in text.strip("[]()").split(",") if part.strip()]
+        return [_read_one(part, get_args(kind)[0]) for part in parts]
+    if get_origin(kind) is Literal:
+        return next((choice for choice in get_args(kind) if str(choice) == text), text)
+    if kind is NoneType:
+        return None if text.lower() == "none" else text
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _build(cls: type[T], tree: Mapping[str, Any], prefix: str, origin: str) -> T:
+    values = {}
+    for key, kind in get_type_hints(cls).items():
+        if key not in tree:
+            continue
+        if _is_section(kind):
+            if not isinstance(tree[key], Mapping):
+                raise DtkdError(f"{origin}: {prefix}{key} must be a table of settings, got {tree[key]!r}")
+            values[key] = _build(kind, tree[key], f"{prefix}{key}.", origin)
+        else:
+            values[key] = _check(tree[key], kind, prefix + key, origin)
+    return cls(**values)
+
+
+def _check(value: Any, kind: Any, key: str, origin: str) -> Any:
+    if not _fits(value, kind):
+        raise DtkdError(f"{origin}: {key} must be {_describe(kind)}, got {value!r}")
+    return _convert(value, kind)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, option) for option in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        items = [a for a in get_args(kind) if a is not Ellipsis]
+        open_ended = Ellipsis in get_args(kind)
+        if not isinstance(value, list | tuple) or not (open_ended or len(value) == len(items)):
+            return False
+        return all(_fits(v, items[0] if open_ended else items[i]) for i, v in enumerate(value))
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    if get_origin(kind) in (Union, UnionType):
+        kind = next(option for option in get_args(kind) if _fits(value, option))
+    if get_origin(kind) is tuple:
+        return tuple(_convert(v, get_args(kind)[0]) for v in value)
+    return float(value) if kind is float else value
+
+
+def _describe(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_describe(option) for option in get_args(kind))
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        items = get_args(kind)
+        count = "" if Ellipsis in items else f"{len(items)} "
+        return f"a list of {count}values, each {_describe(items[0])}"
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", NoneType: "none"}
+    return names.get(kind, str(kind))
