@@ -1,0 +1,107 @@
+"""Reading a teacher cache: the manifest, and members of a tar by their place, each checked against its CRC.
+
+    manifest = load_manifest(cache)                   # DtkdError: no cache, other schema, unfinished, a tar is missing
+    for shard, sample in manifest.samples("train"):   # ShardRecord, Sample
+        data = read_member(shard_path(cache, shard.name), sample.members["teacher"])   # bytes of a WebP
+        meta = json.loads(read_member(fd, sample.members["json"]))   # an open descriptor is faster
+
+The JSON member of a sample holds: key, source, x, y, width, height, split, scale, degradation (its kind), seed (of the
+run), teacher (its name), drift.
+"""
+
+import os
+import zlib
+from pathlib import Path
+
+from pipeline.errors import DtkdError
+from pipeline.files import read_json
+from pipeline.schema import Manifest, Member, check_schema
+
+
+class DamagedShardError(DtkdError):
+    """Bytes of a shard are missing or are not those that its record describes."""
+
+
+def shard_path(cache: str | Path, name: str) -> Path:
+    """Tar of the shard `name`."""
+    return Path(cache) / f"{name}.tar"
+
+
+def done_path(cache: str | Path, name: str) -> Path:
+    """Done record of the shard `name`."""
+    return Path(cache) / "done" / f"{name}.json"
+
+
+def load_manifest(cache: str | Path) -> Manifest:
+    """Manifest of a complete cache; every tar is there with its recorded size (contents: `read_member`, `dtkd verify`).
+
+    Raises:
+        DtkdError: no cache, another schema, or not finished (says how much is).
+        DamagedShardError: a tar is missing or has another size.
+    """
+    cache = Path(cache)
+    try:
+        data = read_json(cache / "manifest.json")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DtkdError(_unfinished(cache)) from None
+    check_schema(data, "manifest", cache)
+    manifest = Manifest.from_json(data)
+    for shard in manifest.shards:
+        check_size(cache, shard.name, shard.bytes)
+    return manifest
+
+
+def check_size(cache: str | Path, name: str, expected: int) -> None:
+    """Cheap look at a shard: its tar exists and has `expected` bytes, else `DamagedShardError`."""
+    path = shard_path(cache, name)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise DamagedShardError(f"{path} is missing; run the same `dtkd teacher-cache` again to make it anew") from None
+    if size != expected:
+        raise DamagedShardError(
+            f"{path} has {size} bytes, expected {expected}; run the same `dtkd teacher-cache` again to make it anew"
+        )
+
+
+def read_member(tar: int | str | Path, member: Member) -> bytes:
+    """Bytes of a member; `tar` is its path or an open descriptor (read with `pread`: threads may share it).
+
+    Raises:
+        DamagedShardError: fewer bytes than recorded, or another CRC.
+    """
+    if not isinstance(tar, int):
+        descriptor = os.open(tar, os.O_RDONLY)
+        try:
+            return _read(descriptor, member, tar)
+        finally:
+            os.close(descriptor)
+    return _read(tar, member, "the shard")
+
+
+def _read(descriptor: int, member: Member, name: object) -> bytes:
+    data = os.pread(descriptor, member.size, member.offset)
+    while 0 < len(data) < member.size:  # a pread may be short without being at the end
+        more = os.pread(descriptor, member.size - len(data), member.offset + len(data))
+        if not more:
+            break
+        data += more
+    if len(data) != member.size:
+        lost = member.size - len(data)
+        raise DamagedShardError(f"{name} ends {lost} bytes early at {member.offset}; `dtkd verify` lists the damage")
+    if zlib.crc32(data) != member.crc32:
+        raise DamagedShardError(f"{name} is damaged at offset {member.offset} (CRC); `dtkd verify` lists the damage")
+    return data
+
+
+def _unfinished(cache: Path) -> str:
+    try:
+        plan = read_json(cache / "plan.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{cache} is no teacher cache (no manifest.json); make one with `dtkd teacher-cache CORPUS {cache}`"
+    check_schema(plan, "plan", cache)
+    done = sum(1 for shard in plan["shards"] if done_path(cache, shard["name"]).exists())
+    return (
+        f"{cache} is not finished: {done} of {len(plan['shards'])} shards are done; "
+        "run the same `dtkd teacher-cache` again, it goes on where it stopped"
+    )
