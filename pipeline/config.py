@@ -62,13 +62,6 @@ def to_toml(settings: Any) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Compare two `to_dict` trees: dotted key -> (old value, new value), None where a side lacks the key."""
-    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
-    keys = sorted(flat_old.keys() | flat_new.keys())
-    return {k: (flat_old.get(k), flat_new.get(k)) for k in keys if flat_old.get(k) != flat_new.get(k)}
-
-
 def _is_section(kind: Any) -> TypeGuard[type]:
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 

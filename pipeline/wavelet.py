@@ -6,7 +6,9 @@ Haar has a path of its own (sums and differences of 2x2 blocks, several times fa
 wavelet goes through pytorch-wavelets, which is also what the Haar path is tested against.
 """
 
+import warnings
 from functools import lru_cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -35,13 +37,11 @@ def decompose(x: Tensor, levels: int, wavelet: str = "haar") -> Pyramid:
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float()
-        if wavelet != "haar":
-            low, details = _filter_bank(wavelet, levels).to(x.device)(x) if levels else (x, ())
-            return Pyramid(low, tuple(details))
-        _check_divisible(x, levels)
+        if wavelet == "haar":
+            _check_divisible(x, levels)
         details = []
         for _ in range(levels):
-            x, detail = _haar_step(x)
+            x, detail = _haar_step(x) if wavelet == "haar" else _filter_bank_step(x, wavelet)
             details.append(detail)
         return Pyramid(x, tuple(details))
 
@@ -58,6 +58,18 @@ def reconstruct(pyramid: Pyramid, wavelet: str = "haar") -> Tensor:
         return x
 
 
+def check_wavelet(name: str) -> None:
+    """Refuse a name that `decompose` does not know.
+
+    Raises:
+        DtkdError: it is neither haar nor a discrete wavelet of PyWavelets.
+    """
+    from pywt import wavelist  # pyright: ignore[reportAttributeAccessIssue] (pywt ships no types)
+
+    if name != "haar" and name not in wavelist(kind="discrete"):
+        raise DtkdError(f"unknown wavelet {name!r}: take haar, or a name that pywt.wavelist(kind='discrete') lists")
+
+
 def _haar_step(x: Tensor) -> tuple[Tensor, Tensor]:
     a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]  # (B, C, H/2, W/2)
     c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
@@ -69,9 +81,9 @@ def _haar_step(x: Tensor) -> tuple[Tensor, Tensor]:
 def _inverse_haar_step(low: Tensor, detail: Tensor) -> Tensor:
     lh, hl, hh = detail.unbind(2)
     top, bottom, top_diff, bottom_diff = low + lh, low - lh, hl + hh, hl - hh
-    rows = (torch.stack((top + top_diff, top - top_diff), -1), torch.stack((bottom + bottom_diff, bottom - bottom_diff), -1))
-    b, c, h, w = low.shape
-    return (torch.stack([r.flatten(-2) for r in rows], -2) / 2).reshape(b, c, 2 * h, 2 * w)
+    upper = torch.stack((top + top_diff, top - top_diff), -1).flatten(-2)  # (B, C, H, 2W)
+    lower = torch.stack((bottom + bottom_diff, bottom - bottom_diff), -1).flatten(-2)
+    return torch.stack((upper, lower), -2).flatten(-3, -2) / 2  # (B, C, 2H, 2W)
 
 
 def _check_divisible(x: Tensor, levels: int) -> None:
@@ -83,24 +95,32 @@ def _check_divisible(x: Tensor, levels: int) -> None:
         )
 
 
-@lru_cache(maxsize=16)
-def _filter_bank(wavelet: str, levels: int) -> torch.nn.Module:
-    from pytorch_wavelets import DWTForward
+def _filter_bank_step(x: Tensor, wavelet: str) -> tuple[Tensor, Tensor]:
+    # Not DWTForward: its hand-written backward is wrong at symmetric borders, and this is what its forward computes.
+    bands = _lowlevel().afb2d(x, _analysis_filters(wavelet, x.device), mode="symmetric").unflatten(1, (x.shape[1], 4))
+    return bands[:, :, 0], bands[:, :, 1:]
 
-    _check_known(wavelet)
-    return DWTForward(J=levels, wave=wavelet, mode="symmetric")
+
+@lru_cache(maxsize=16)
+def _analysis_filters(wavelet: str, device: torch.device) -> tuple[Tensor, ...]:
+    from pywt import Wavelet  # pyright: ignore[reportAttributeAccessIssue]
+
+    check_wavelet(wavelet)
+    bank = Wavelet(wavelet)
+    return _lowlevel().prep_filt_afb2d(bank.dec_lo, bank.dec_hi, device=device)
 
 
 @lru_cache(maxsize=16)
 def _inverse_filter_bank(wavelet: str) -> torch.nn.Module:
+    check_wavelet(wavelet)
+    _lowlevel()
     from pytorch_wavelets import DWTInverse
 
-    _check_known(wavelet)
     return DWTInverse(wave=wavelet, mode="symmetric")
 
 
-def _check_known(wavelet: str) -> None:
-    import pywt
-
-    if wavelet not in pywt.wavelist(kind="discrete"):
-        raise DtkdError(f"unknown wavelet {wavelet!r}: take haar, or a name that pywt.wavelist(kind='discrete') lists")
+def _lowlevel() -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "pkg_resources is deprecated")  # nothing that its user could do about it
+        from pytorch_wavelets.dwt import lowlevel
+    return lowlevel

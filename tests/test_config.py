@@ -124,8 +124,3 @@ def test_dictionaries_and_toml_round_trip(toml):
     settings = Run(opt=Optimiser(limit=4, lr=1e-7, nesterov=True), bands=Bands((0.1, 0.2, 0.3)), name='ö "quoted" \\')
     assert config.from_dict(Run, config.to_dict(settings)) == settings
     assert config.load(Run, toml(config.to_toml(settings))) == settings
-
-
-def test_differences_name_dotted_keys():
-    old, new = config.to_dict(Run()), config.to_dict(Run(opt=Optimiser(steps=3), name="b"))
-    assert config.differences(old, new) == {"name": ("a", "b"), "opt.steps": (100, 3)}
