@@ -1,0 +1,80 @@
+# `make help` lists the targets. Each one makes .venv by itself when it is missing or out of date.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# The first Python of these that is 3.11 to 3.13 and can make environments; name another with PYTHON=.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+    $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+    && echo $$p && break; done)
+
+CORPUS     ?= sample
+TEACHER    ?= embedded
+CACHE      ?= runs/cache
+RUN        ?= runs/student
+CONFIG     ?=
+CHECKPOINT ?= $(RUN)
+DATA       ?= $(CACHE)
+ARGS       ?=
+
+DEMO        := demo
+DEMO_STEPS  ?= 200
+DEMO_TRAIN  := --set model.preset=tiny --set train.steps=$(DEMO_STEPS)
+
+SOURCES := cli.py pipeline student teacher_cache tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo teacher-cache train-student evaluate test test-slow lint typecheck imports check format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 12 minutes on two cores)
+	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2
+	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
+	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
+	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd
+
+teacher-cache: $(STAMP)  ## stage one: CORPUS=~/photos CACHE=runs/cache TEACHER=embedded ARGS="--degradation real"
+	$(BIN)/dtkd teacher-cache "$(CORPUS)" "$(CACHE)" --teacher "$(TEACHER)" $(ARGS)
+
+train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=my.toml ARGS="--set train.steps=2000"
+	$(BIN)/dtkd train-student "$(CACHE)" "$(RUN)" $(if $(CONFIG),--config "$(CONFIG)") $(ARGS)
+
+evaluate: $(STAMP)  ## figures beside bicubic: CHECKPOINT=runs/student DATA=FOLDER (HR/ and LR/, one of them, or a cache)
+	$(BIN)/dtkd evaluate "$(CHECKPOINT)" --data "$(DATA)" $(ARGS)
+
+test: $(STAMP)  ## the test suite, as CI runs it
+	$(BIN)/pytest
+
+test-slow: $(STAMP)  ## the tests that take minutes, too
+	$(BIN)/pytest -m "not gpu"
+
+lint: $(STAMP)  ## ruff: style, and formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+typecheck: $(STAMP)  ## static types
+	$(BIN)/basedpyright
+
+imports: $(STAMP)  ## the direction of imports
+	$(BIN)/lint-imports
+
+check: lint typecheck imports test  ## everything that CI runs
+
+format: $(STAMP)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:  ## remove the demo's results, caches of the tools and the environment; runs/ stays
+	rm -rf $(DEMO) $(VENV) .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	find $(SOURCES) -name __pycache__ -type d -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No usable Python: 3.11, 3.12 or 3.13 with its venv module is needed, python3 here is" \
+	  "$$(python3 --version 2>/dev/null || echo missing). Install one (Debian, Ubuntu: apt install python3 python3-venv)," \
+	  "or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "making $(VENV) with $$($(PYTHON) --version): 2-3 minutes, about 3 GB"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
