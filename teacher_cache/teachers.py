@@ -1,0 +1,266 @@
+"""Teachers: whatever turns an LR image into the picture that the student is to learn from.
+
+B batch, h w height and width of the LR image, s scale.
+
+Five kinds, by name: `embedded` (ours, weights in this package), a folder that `dtkd train-teacher` wrote, `ldm` and
+`sd-x4` (diffusers' super-resolution pipelines by repository id or folder: `ldm:FOLDER`), and `import:DIR` (pictures that
+another system made). Only this module and train_teacher's own know diffusers.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline import torchvision_guard
+from pipeline.errors import DtkdError
+from pipeline.files import sha256_file
+from pipeline.images import SUFFIXES
+
+EMBEDDED = Path(__file__).parent / "weights" / "embedded"
+LDM_REPOSITORY = "CompVis/ldm-super-resolution-4x-openimages"
+SD_X4_REPOSITORY = "stabilityai/stable-diffusion-x4-upscaler"
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Teacher(Protocol):
+    """A model that restores LR images; the same LR image and seed give the same output, whatever the batch."""
+
+    name: str
+    scale: int
+    steps: int
+    """Network evaluations an image (NFE)."""
+
+    def restore(self, lr: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Restore (B, 3, h, w) in [0, 1] to (B, 3, s h, s w) in [0, 1], on the CPU; one seed an image."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that its output depends on, as JSON."""
+        ...
+
+
+class DiffusersTeacher:
+    """A diffusers pipeline as a teacher: pads to the pipeline's size multiple, seeds one CPU generator an image."""
+
+    def __init__(
+        self,
+        name: str,
+        pipe: Any,
+        call: Callable[[Any, Tensor, list[torch.Generator], int], Tensor],
+        *,
+        scale: int,
+        steps: int,
+        multiple: int,
+        description: dict[str, Any],
+    ) -> None:
+        """Take a loaded pipeline; `call(pipe, lr, generators, steps)` returns (B, 3, s h, s w) in [0, 1]."""
+        self.name, self.scale, self.steps = name, scale, steps
+        self._pipe, self._call, self._multiple, self._description = pipe, call, multiple, description
+        pipe.set_progress_bar_config(disable=True)
+
+    @torch.inference_mode()
+    def restore(self, lr: Tensor, seeds: Sequence[int]) -> Tensor:
+        """See Teacher."""
+        if len(seeds) != lr.shape[0]:
+            raise DtkdError(f"one seed an image is needed: {lr.shape[0]} images, {len(seeds)} seeds")
+        height, width = lr.shape[-2:]
+        padded = F.pad(lr, (0, -width % self._multiple, 0, -height % self._multiple), mode="replicate")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        out = self._call(self._pipe, padded.to(self._pipe.device), generators, self.steps)
+        return out[..., : height * self.scale, : width * self.scale].float().clamp(0, 1).cpu()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See Teacher."""
+        scheduler = {k: v for k, v in sorted(self._pipe.scheduler.config.items()) if not k.startswith("_")}
+        return {
+            "name": self.name,
+            "scale": self.scale,
+            "steps": self.steps,
+            "scheduler": type(self._pipe.scheduler).__name__,
+            "scheduler_config": scheduler,
+            "weights": _weights_hash(self._pipe),
+            **self._description,
+        }
+
+
+class ImportedTeacher:
+    """Pictures made elsewhere, one for each photo of the corpus, as large as the HR photo.
+
+    A photo `a/b.png` is looked up as `a/b.*`, then by its stem alone.
+    """
+
+    def __init__(self, folder: Path, scale: int) -> None:
+        """Index the pictures below `folder`.
+
+        Raises:
+            DtkdError: no such folder, or no picture in it.
+        """
+        if not folder.is_dir():
+            raise DtkdError(f"import:{folder}: no such folder; give the folder with the other system's outputs")
+        self.name, self.scale, self.steps = f"import:{folder.name}", scale, 0
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise DtkdError(f"import:{folder}: no picture in it; expected one for each photo, with the same name")
+        self._by_path = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+        self._by_stem: dict[str, Path | None] = {}
+        for p in files:
+            self._by_stem[p.stem] = None if p.stem in self._by_stem else p
+
+    def lookup(self, source_id: str) -> Path:
+        """The picture for a photo's id.
+
+        Raises:
+            DtkdError: there is none, or several have its stem.
+        """
+        name = Path(source_id).with_suffix("").as_posix()
+        found = self._by_path.get(name) or self._by_stem.get(Path(name).name)
+        if found is None:
+            several = Path(name).name in self._by_stem
+            raise DtkdError(f"{'several imported outputs' if several else 'no imported output'} for {source_id}")
+        return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Names and contents of all pictures."""
+        digest = hashlib.sha256()
+        for name, path in sorted(self._by_path.items()):
+            digest.update(f"{name}:{sha256_file(path)}\n".encode())
+        return {"name": self.name, "scale": self.scale, "pictures": len(self._by_path), "content": digest.hexdigest()}
+
+
+def load(
+    name: str, *, scale: int = 4, steps: int | None = None, device: str = "cpu", dtype: Dtype | None = None
+) -> DiffusersTeacher | ImportedTeacher:
+    """Load a teacher by name (see the module).
+
+    Args:
+        name: `embedded`, FOLDER, `ldm`, `ldm:ID_OR_FOLDER`, `sd-x4`, `sd-x4:ID_OR_FOLDER` or `import:FOLDER`.
+        scale: the scale that is asked for.
+        steps: network evaluations an image; None takes the teacher's own default.
+        device: torch device.
+        dtype: weights' precision; None takes fp32, or bf16 for `ldm` (which fails in it: fp32) and `sd-x4` on a GPU.
+
+    Raises:
+        DtkdError: unknown name, nothing usable there, or another scale.
+    """
+    torchvision_guard.apply()
+    kind, _, where = name.partition(":")
+    if kind == "import":
+        return ImportedTeacher(Path(where).expanduser(), scale)
+    if steps is not None and steps < 1:
+        raise DtkdError(f"steps must be at least 1, got {steps}")
+    if kind == "ldm":
+        teacher = _load_ldm(where or LDM_REPOSITORY, steps, device, dtype)
+    elif kind == "sd-x4":
+        teacher = _load_sd_x4(where or SD_X4_REPOSITORY, steps, device, dtype)
+    else:
+        teacher = _load_embedded(name, EMBEDDED if name == "embedded" else Path(name).expanduser(), steps, device, dtype)
+    if teacher.scale != scale:
+        raise DtkdError(f"the teacher {name} is made for scale {teacher.scale}, got --scale {scale}")
+    return teacher
+
+
+def _load_embedded(name: str, folder: Path, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+    from teacher_cache.haar_diffusion import HaarDiffusionPipeline
+
+    home = next((f for f in (folder, folder / "teacher") if (f / "model_index.json").is_file()), None)
+    if home is None:
+        raise DtkdError(
+            f"no teacher {name!r}: expected embedded, ldm, sd-x4, import:DIR, or a folder written by dtkd train-teacher"
+        )
+    pipe = _from_pretrained(HaarDiffusionPipeline, str(home), dtype or "fp32", device)
+
+    def call(pipe: Any, lr: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
+        return pipe(lr, generators, num_inference_steps=steps)
+
+    return DiffusersTeacher(
+        name,
+        pipe,
+        call,
+        scale=pipe.config.scale,
+        steps=steps or pipe.config.steps,
+        multiple=2 ** (len(pipe.unet.config.block_out_channels) - 1),
+        description={
+            "dtype": dtype or "fp32",
+            "temperature": pipe.config.temperature,
+            "band_scale": list(pipe.config.band_scale),
+        },
+    )
+
+
+def _load_ldm(where: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+    from diffusers import DDIMScheduler, LDMSuperResolutionPipeline
+
+    if dtype not in (None, "fp32"):
+        raise DtkdError(f"the ldm teacher runs in fp32 only (diffusers' pipeline fails in {dtype}): leave out --dtype")
+    pipe = _from_pretrained(LDMSuperResolutionPipeline, where, "fp32", device)
+    # DDIM with eta 0 only: under Euler and LMS the pipeline scales the LR image too, and eta > 0 ignores the generators.
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
+    def call(pipe: Any, lr: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
+        out = pipe(
+            image=lr * 2 - 1,
+            batch_size=lr.shape[0],
+            num_inference_steps=steps,
+            eta=0.0,
+            generator=generators,
+            output_type="np",
+            return_dict=False,
+        )[0]
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    return DiffusersTeacher(
+        "ldm", pipe, call, scale=4, steps=steps or 50, multiple=16, description={"repository": where, "dtype": "fp32"}
+    )
+
+
+def _load_sd_x4(where: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+    from diffusers import DDIMScheduler, StableDiffusionUpscalePipeline
+
+    chosen = dtype or ("bf16" if device.startswith("cuda") else "fp32")
+    pipe = _from_pretrained(StableDiffusionUpscalePipeline, where, chosen, device)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
+    def call(pipe: Any, lr: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
+        return pipe(
+            prompt=[""] * lr.shape[0],
+            image=lr,  # [0, 1]: the pipeline maps it to [-1, 1] because its minimum is not negative
+            num_inference_steps=steps,
+            guidance_scale=0.0,
+            eta=0.0,
+            generator=generators,
+            output_type="pt",
+            return_dict=False,
+        )[0]
+
+    return DiffusersTeacher(
+        "sd-x4", pipe, call, scale=4, steps=steps or 50, multiple=4, description={"repository": where, "dtype": chosen}
+    )
+
+
+def _from_pretrained(cls: Any, where: str, dtype: Dtype, device: str) -> Any:
+    if device.startswith("cpu") and dtype == "fp16":
+        raise DtkdError("fp16 weights do not run on a CPU: take fp32 or bf16")
+    try:
+        pipe = cls.from_pretrained(where, torch_dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DtkdError(f"cannot load a {cls.__name__} from {where}: {reason}") from error
+    return pipe.to(device)
+
+
+def _weights_hash(pipe: Any) -> str:
+    """SHA-256 over names, shapes and bytes of all weights of the pipeline, as loaded."""
+    digest = hashlib.sha256()
+    for part, module in sorted(pipe.components.items()):
+        if isinstance(module, torch.nn.Module):
+            for name, value in sorted(module.state_dict().items()):
+                digest.update(f"{part}.{name}:{tuple(value.shape)}:{value.dtype}".encode())
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,231 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    LDMSuperResolutionPipeline,
+    StableDiffusionUpscalePipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from pipeline.errors import DtkdError
+from teacher_cache import teachers
+from teacher_cache.haar_diffusion import HaarDiffusionPipeline, fold, unfold, upsample
+
+
+def haar_pipeline(scale=4, **options):
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        in_channels=3 * scale**2 + 3,
+        out_channels=3 * scale**2,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        add_attention=False,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="sample",
+        clip_sample=False,
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    levels = scale.bit_length() - 1
+    return HaarDiffusionPipeline(unet, scheduler, scale, [0.3, 0.2, 0.1, 0.05][: levels + 1], **options)
+
+
+@pytest.fixture(scope="module")
+def haar_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    haar_pipeline(steps=3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ldm_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "norm_num_groups": 8}
+    unet = UNet2DModel(in_channels=6, out_channels=3, block_out_channels=(16, 32), layers_per_block=1, **blocks)
+    coder = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vqvae = VQModel(block_out_channels=(8, 8, 8), latent_channels=3, norm_num_groups=8, **coder)
+    folder = tmp_path_factory.mktemp("ldm")
+    LDMSuperResolutionPipeline(vqvae, unet, DDIMScheduler()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sd_folder(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sd")
+    vocab = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=8)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=3,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        in_channels=7,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        norm_num_groups=8,
+        num_class_embeds=1000,
+    )
+    coder = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
+    vae = AutoencoderKL(block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=8, **coder)
+    pipe = StableDiffusionUpscalePipeline(
+        vae, text, tokenizer, unet, DDPMScheduler(), DDIMScheduler(prediction_type="v_prediction"), max_noise_level=350
+    )
+    pipe.save_pretrained(folder / "pipe")
+    return folder / "pipe"
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_fold_is_orthonormal_and_inverted_by_unfold(levels):
+    x = torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    z = fold(x, levels)
+    assert z.shape == (2, 3 * 4**levels, 32 >> levels, 48 >> levels)
+    assert z.square().sum().item() == pytest.approx(x.square().sum().item(), rel=1e-5)
+    torch.testing.assert_close(unfold(z, levels), x, atol=1e-6, rtol=0)
+
+
+def test_encode_and_decode_are_inverse():
+    pipe = haar_pipeline()
+    hr, lr = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(pipe.decode(pipe.encode(hr, lr), lr), hr, atol=1e-5, rtol=0)
+
+
+def test_sampling_from_an_oracle_that_knows_the_answer_returns_it():
+    """With a network that predicts the clean coefficients exactly, every number of steps ends at the HR image."""
+    pipe = haar_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    hr, lr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 8, 8)
+    clean = pipe.encode(hr, lr)
+    pipe.predict = lambda noisy, t, lr: clean
+    for steps in (1, 2, 7):
+        out = pipe(lr, [torch.Generator().manual_seed(0)], num_inference_steps=steps)
+        torch.testing.assert_close(out, hr, atol=1e-4, rtol=0)
+
+
+def test_zero_network_leaves_the_bicubic_base():
+    pipe = haar_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.predict = lambda noisy, t, lr: torch.zeros_like(noisy)
+    lr = torch.rand(1, 3, 8, 8)
+    out = pipe(lr, [torch.Generator().manual_seed(0)])
+    torch.testing.assert_close(out, upsample(lr, 4).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_haar_pipeline_refuses_a_network_for_another_scale():
+    with pytest.raises(DtkdError, match="x2 teacher needs 2 band scales and 15 UNet inputs"):
+        HaarDiffusionPipeline(haar_pipeline().unet, DDIMScheduler(), scale=2, band_scale=[1, 1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"), [("haar_folder", None), ("ldm_folder", 2), ("sd_folder", 2)], ids=["embedded", "ldm", "sd-x4"]
+)
+def test_a_teacher_is_a_function_of_lr_and_seed(kind, steps, request):
+    folder = request.getfixturevalue(kind)
+    name = {"ldm_folder": "ldm:", "sd_folder": "sd-x4:"}.get(kind, "") + str(folder)
+    teacher = teachers.load(name, steps=steps)
+    lr = torch.rand(3, 3, 10, 13, generator=torch.Generator().manual_seed(2))  # sides that no pipeline takes unpadded
+    out = teacher.restore(lr, [5, 6, 7])
+    assert out.shape == (3, 3, 40, 52)
+    assert out.dtype == torch.float32
+    assert 0 <= out.min() < out.max() <= 1
+    again = teacher.restore(lr.flip(0), [7, 6, 5]).flip(0)
+    torch.testing.assert_close(again, out, atol=1e-5, rtol=0)  # companions and order do not matter
+    assert (teacher.restore(lr, [5, 6, 8])[2] - out[2]).abs().max() > 1e-3  # the seed does
+    assert json.dumps(teacher.fingerprint())
+
+
+def test_weights_of_a_teacher_are_in_its_fingerprint(haar_folder, tmp_path):
+    other = haar_pipeline(steps=3)
+    other.unet.conv_in.bias.data[0] += 1e-3
+    other.save_pretrained(tmp_path)
+    one, two = teachers.load(str(haar_folder)).fingerprint(), teachers.load(str(tmp_path)).fingerprint()
+    assert one["weights"] != two["weights"]
+    assert teachers.load(str(haar_folder)).fingerprint() == one
+    assert teachers.load(str(haar_folder), steps=4).fingerprint()["steps"] == 4
+
+
+def test_sd_x4_sees_the_lr_image_in_minus_one_to_one(sd_folder, monkeypatch):
+    """A dark LR image must not be taken for one in [-1, 1] that needs no mapping (or the reverse)."""
+    teacher = teachers.load(f"sd-x4:{sd_folder}", steps=1)
+    seen = []
+    original = teacher._pipe.unet.forward
+    monkeypatch.setattr(teacher._pipe.unet, "forward", lambda x, *a, **k: (seen.append(x), original(x, *a, **k))[1])
+    teacher._pipe.low_res_scheduler.add_noise = lambda image, noise, level: image
+    teacher.restore(torch.full((1, 3, 8, 8), 0.1), [0])
+    torch.testing.assert_close(seen[0][:, 4:], torch.full((1, 3, 8, 8), -0.8), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nonsense", {}, "no teacher 'nonsense': expected embedded"),
+        ("embedded", {"steps": 0}, "steps must be at least 1, got 0"),
+        ("import:nowhere", {}, "no such folder"),
+        ("ldm:nowhere-at-all", {}, "cannot load a LDMSuperResolutionPipeline from nowhere-at-all"),
+        ("ldm", {"dtype": "bf16"}, "fp32 only"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said_in_one_line(name, options, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DtkdError, match=message) as error:
+        teachers.load(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_another_scale_is_refused(haar_folder):
+    with pytest.raises(DtkdError, match="made for scale 4, got --scale 3"):
+        teachers.load(str(haar_folder), scale=3)
+
+
+def test_a_folder_with_pickled_weights_is_refused(haar_folder, tmp_path):
+    pipe = haar_pipeline()
+    pipe.save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(DtkdError, match="cannot load a HaarDiffusionPipeline"):
+        teachers.load(str(tmp_path))
+
+
+def test_imported_outputs_are_found_by_path_then_by_stem(tmp_path):
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    for name in ("a/one.png", "b/one.webp", "two.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        image.save(tmp_path / name)
+    teacher = teachers.load(f"import:{tmp_path}")
+    assert teacher.lookup("a/one.jpeg") == tmp_path / "a/one.png"
+    assert teacher.lookup("deep/two.png") == tmp_path / "two.jpg"
+    with pytest.raises(DtkdError, match="several imported outputs"):
+        teacher.lookup("c/one.png")
+    with pytest.raises(DtkdError, match="no imported output for three.png"):
+        teacher.lookup("three.png")
+    before = teacher.fingerprint()
+    Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(tmp_path / "two.jpg")
+    assert teachers.load(f"import:{tmp_path}").fingerprint() != before
