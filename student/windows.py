@@ -69,7 +69,8 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 def _mirror(size: int, multiple: int, device: torch.device) -> Tensor:
     """Source positions along an axis of `size`, extended to the next multiple."""
-    period = torch.sym_max(2 * size - 2, 1)
+    period = 2 * size - 2
+    period = period.clamp(min=1) if isinstance(period, Tensor) else torch.sym_max(period, 1)  # a Tensor: ONNX tracing
     position = torch.arange((size + multiple - 1) // multiple * multiple, device=device) % period
     return torch.minimum(position, period - position)
 
