@@ -1,0 +1,1 @@
+"""What both stages must agree on: corpus, pairs, degradations, images, the cache schema, settings."""

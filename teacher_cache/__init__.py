@@ -1,0 +1,1 @@
+"""Stage one: the teachers, and the only writer of a cache."""
