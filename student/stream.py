@@ -1,0 +1,336 @@
+"""Streaming training batches from a teacher cache (schema 1).
+
+B batch, h w LR patch sides, H W = scale * h, scale * w.
+
+Everything random is a function of integers: the order of the samples of (seed, epoch), a sample's crop and flip of
+(seed, epoch, position), and the samples of a step of (seed, step, global batch size). A run is resumed at any step by
+asking for that step, also with another number of ranks or workers: the global batch is what is planned, ranks take
+slices of it.
+"""
+
+import json
+import os
+import signal
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.errors import DtkdError
+from pipeline.images import decode_webp
+from pipeline.schema import MEMBERS, Manifest, Member, Split, digest
+from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
+
+Image = npt.NDArray[np.uint8]
+OPEN_TARS = 32  # file descriptors that a process keeps open
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """How the cache is read; TOML section [data]."""
+
+    workers: int = 2
+    """Processes that read and decode beside the training, at most one a core; 0: the training process does it.
+    Results do not depend on it."""
+    window: int = 16
+    """Shards whose samples are shuffled together; the order of the shards is shuffled over the whole cache."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        if self.workers < 0:
+            raise DtkdError(f"data.workers must not be negative, got {self.workers}")
+        if self.window < 1:
+            raise DtkdError(f"data.window must be at least 1 shard, got {self.window}")
+
+
+class Item(NamedTuple):
+    """One sample of a cache, whole."""
+
+    key: str
+    lr: Image  # (h, w, 3)
+    gt: Image  # (H, W, 3)
+    teacher: Image  # (H, W, 3)
+    meta: dict[str, Any]  # the sample's JSON member: source, x, y, width, height, ...
+
+
+class Batch(NamedTuple):
+    """Patches of one step, float32 in [0, 1]."""
+
+    lr: Tensor  # (B, 3, h, w)
+    gt: Tensor  # (B, 3, H, W)
+    teacher: Tensor  # (B, 3, H, W)
+    keys: list[str]
+
+
+class Draw(NamedTuple):
+    """Which sample stands at a position of an epoch; (epoch, position) also decides its crop and flip."""
+
+    epoch: int
+    position: int
+    sample: int  # index in the dataset
+
+
+class ShardFiles:
+    """Members of local tars, through a bounded number of open descriptors.
+
+    Reads are `pread`s, so a fork may go on with the descriptors of its parent; pickling (spawn) leaves them behind. A
+    remote cache needs another class with this `read`, which first fetches the whole shard into a bounded local folder.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        """Nothing is opened before the first read."""
+        self._cache = cache
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, shard: str, member: Member) -> bytes:
+        """Bytes of a member, checked against their CRC."""
+        return read_member(self._descriptor(shard), member)
+
+    def _descriptor(self, shard: str) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        try:
+            descriptor = os.open(shard_path(self._cache, shard), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedShardError(f"cannot open it ({error.strerror}); `dtkd verify` lists the damage") from error
+        self._open[shard] = descriptor
+        if len(self._open) > OPEN_TARS:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Descriptors do not travel to another process."""
+        return {"_cache": self._cache, "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        """Close what is still open."""
+        self.close()
+
+
+class CacheDataset(Dataset[Item]):
+    """Samples of one split of a finished cache, in the order of its plan; `dataset[i]` reads one.
+
+    The index is held in arrays (about 100 bytes a sample), which worker processes share with their parent.
+    """
+
+    def __init__(self, cache: Path, split: Split = "train") -> None:
+        """Read the manifest; see `open_cache`."""
+        manifest = load_manifest(cache)
+        self.cache, self.scale, self.tile = Path(cache), manifest.scale, manifest.tile
+        self.teacher = manifest.teacher
+        self._names = [shard.name for shard in manifest.shards if shard.split == split]
+        self._fill_index(manifest, split)
+        self._files = ShardFiles(self.cache)
+
+    def _fill_index(self, manifest: Manifest, split: Split) -> None:
+        number = {name: i for i, name in enumerate(self._names)}
+        rows = list(manifest.samples(split))
+        places = [[s.members[name] for name in (*MEMBERS, "json")] for _, s in rows]
+        self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
+        self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
+        self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Samples that have bytes (planned ones that failed are left out)."""
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Item:
+        """Read a sample.
+
+        Raises:
+            DamagedShardError: its bytes are not those that were recorded; names the shard and the key.
+        """
+        meta = json.loads(self._read(index, len(MEMBERS)))
+        return Item(self.key(index), *self.images(index), meta)
+
+    def key(self, index: int) -> str:
+        """Key of a sample."""
+        return self._keys[index].decode()
+
+    def images(self, index: int) -> tuple[Image, Image, Image]:
+        """LR, GT and teacher image of a sample; raises as `dataset[i]` does."""
+        lr, gt, teacher = (decode_webp(self._read(index, member)) for member in range(len(MEMBERS)))
+        expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
+        if gt.shape != expected or teacher.shape != expected:
+            raise DamagedShardError(
+                f"{self._where(index)}: gt {gt.shape} and teacher {teacher.shape} must be {expected} for lr {lr.shape}"
+            )
+        return lr, gt, teacher
+
+    def fingerprint(self) -> str:
+        """Identity of the samples and their bytes, wherever the cache lies."""
+        return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
+
+    def _read(self, index: int, member: int) -> bytes:
+        place = Member(*self._places[index, member].tolist())
+        try:
+            return self._files.read(self._names[self.shard_of[index]], place)
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{self._where(index)}, {(*MEMBERS, 'json')[member]}: {error}") from error
+
+    def _where(self, index: int) -> str:
+        return f"{shard_path(self.cache, self._names[self.shard_of[index]])}, sample {self.key(index)}"
+
+
+def open_cache(cache: str | Path, split: Split = "train") -> CacheDataset:
+    """Open a finished cache as an indexed dataset.
+
+    Raises:
+        DtkdError: no cache, another schema, unfinished, or a tar is missing.
+    """
+    return CacheDataset(Path(cache), split)
+
+
+def batches(
+    dataset: CacheDataset,
+    settings: DataSettings,
+    *,
+    seed: int,
+    steps: range,
+    batch_size: int,
+    patch: int,
+    rank: int = 0,
+    world: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Yield this rank's batch of each of `steps`.
+
+    Args:
+        dataset: training samples.
+        settings: readers.
+        seed: of the order, the crops and the flips.
+        steps: global step numbers, for example range(resumed_step, total).
+        batch_size: global, over all ranks.
+        patch: LR pixels.
+        rank: this process.
+        world: number of processes.
+        device: where the tensors go.
+
+    Raises:
+        DtkdError: nothing to train on, ranks that do not divide the batch, a patch larger than the tiles, damage.
+    """
+    _check(dataset, batch_size, patch, world)
+    device = torch.device(device)
+    loader = DataLoader(
+        _Patches(dataset, patch, seed),
+        batch_sampler=_RankPlan(dataset.shard_of, settings.window, seed, steps, batch_size, rank, world),
+        num_workers=min(settings.workers, os.cpu_count() or 1),
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=device.type == "cuda",
+    )
+    for raw in loader:
+        if isinstance(raw, DtkdError):
+            raise raw
+        lr, gt, teacher = (tensor.to(device, non_blocking=True).float().div_(255) for tensor in raw[:3])
+        yield Batch(lr, gt, teacher, raw[3])
+
+
+def epoch_order(shard_of: npt.NDArray[np.int32], window: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Order of an epoch: every index once; shards permuted, samples shuffled within each `window` of shards.
+
+    Args:
+        shard_of: shard number of each sample, ascending.
+        window: shards that are shuffled together; a reader has about this many open.
+        seed: run's seed.
+        epoch: number of the epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    members = np.split(np.arange(len(shard_of)), np.flatnonzero(np.diff(shard_of)) + 1)
+    shards = rng.permutation(len(members))
+    groups = [shards[i : i + window] for i in range(0, len(shards), window)]
+    return np.concatenate([rng.permutation(np.concatenate([members[s] for s in group])) for group in groups])
+
+
+def crop_and_flip(images: tuple[Image, Image, Image], patch: int, scale: int, rng: np.random.Generator) -> list[Image]:
+    """Cut the same random patch (`patch` LR pixels) out of LR, GT and teacher, in one of the 8 orientations."""
+    height, width = images[0].shape[:2]
+    top, left = int(rng.integers(height - patch + 1)), int(rng.integers(width - patch + 1))
+    flip_rows, flip_columns, transpose = rng.integers(2, size=3).tolist()
+    patches = []
+    for image, factor in zip(images, (1, scale, scale), strict=True):
+        cut = image[top * factor : (top + patch) * factor, left * factor : (left + patch) * factor]
+        cut = cut[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+        patches.append(cut.swapaxes(0, 1) if transpose else cut)
+    return patches
+
+
+class _RankPlan(Sampler[list[Draw]]):
+    """One rank's slice of every step's global batch.
+
+    Epochs follow each other without a gap: step s takes the places s * batch .. (s + 1) * batch - 1 of their sequence.
+    """
+
+    def __init__(
+        self, shard_of: npt.NDArray[np.int32], window: int, seed: int, steps: range, batch: int, rank: int, world: int
+    ) -> None:
+        self._samples, self._steps, self._batch = len(shard_of), steps, batch
+        share = batch // world
+        self._slice = range(rank * share, (rank + 1) * share)
+        self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard_of, window, seed, epoch))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in self._steps:
+            places = (divmod(step * self._batch + k, self._samples) for k in self._slice)
+            yield [Draw(epoch, position, int(self._order(epoch)[position])) for epoch, position in places]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+class _Patches(Dataset):
+    """Draws to patches. A DtkdError is handed over as a value: the loader would bury it under a worker's traceback."""
+
+    def __init__(self, dataset: CacheDataset, patch: int, seed: int) -> None:
+        self._dataset, self._patch, self._seed = dataset, patch, seed
+
+    def __getitems__(self, draws: list[Draw]) -> tuple[Tensor, Tensor, Tensor, list[str]] | DtkdError:
+        try:
+            triples = [self._triple(draw) for draw in draws]
+        except DtkdError as error:
+            return error
+        lr, gt, teacher = (
+            torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()) for images in zip(*triples, strict=True)
+        )
+        return lr, gt, teacher, [self._dataset.key(draw.sample) for draw in draws]
+
+    def _triple(self, draw: Draw) -> list[Image]:
+        images = self._dataset.images(draw.sample)
+        rng = np.random.default_rng([self._seed, draw.epoch, draw.position, 1])
+        return crop_and_flip(images, self._patch, self._dataset.scale, rng)
+
+
+def _check(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+    if not len(dataset):
+        raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
+    if batch_size % world:
+        raise DtkdError(f"train.batch_size is shared by {world} processes and must be divisible, got {batch_size}")
+    if patch * dataset.scale > dataset.tile:
+        raise DtkdError(
+            f"train.patch must be at most {dataset.tile // dataset.scale} LR pixels for this cache's tiles of "
+            f"{dataset.tile} HR pixels, got {patch}"
+        )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C reaches the whole process group; the parent decides when its readers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
