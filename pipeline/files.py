@@ -68,10 +68,46 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     fsync_dir(path.parent)
 
 
+def create_exclusive(path: str | Path, data: bytes) -> bool:
+    """Create `path` with `data` unless it exists; of several processes exactly one gets True, and nobody sees half."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), _MODE)
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links: exclusive too, but readers may see it empty for a moment
+            return _create_plain(path, data)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_dir(path.parent)
+    return True
+
+
+def _create_plain(path: Path, data: bytes) -> bool:
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
 def atomic_write_json(path: str | Path, obj: object) -> None:
     """Write `obj` as JSON, atomically; the same object gives the same bytes. NaN is refused (`ValueError`)."""
-    text = json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_bytes(path, text.encode() + b"\n")
+    atomic_write_bytes(path, json_bytes(obj))
+
+
+def json_bytes(obj: object) -> bytes:
+    """JSON as this project's files hold it: readable, one line at the end, the same bytes for the same object."""
+    return json.dumps(obj, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_json(path: str | Path) -> Any:

@@ -115,8 +115,8 @@ class ShardRecord:
     samples: tuple[Sample, ...]  # every planned key, in the order of the plan
     sha256: str  # of the tar
     bytes: int  # of the tar
-    seconds: float  # wall-clock seconds of work spent on the shard, killed attempts not counted
-    teacher_seconds: float  # of these, inside the teacher
+    seconds: float  # wall-clock seconds of the attempt that finished the shard
+    teacher_seconds: float  # inside the teacher, taken over samples of earlier attempts included
     teacher_images: int  # images that the teacher restored in that time, padding of batches not counted
 
     @property

@@ -5,8 +5,8 @@
         data = read_member(shard_path(cache, shard.name), sample.members["teacher"])   # bytes of a WebP
         meta = json.loads(read_member(fd, sample.members["json"]))   # an open descriptor is faster
 
-The JSON member of a sample holds: key, source, x, y, width, height, split, scale, degradation (its kind), seed (of the
-run), teacher (its name), drift.
+The JSON member of a sample holds: key, source (id of the photo), x, y, width, height (HR pixels), split, scale,
+degradation (its kind), seed (of the run), drift (see `Sample.drift`).
 """
 
 import os

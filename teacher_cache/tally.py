@@ -1,0 +1,78 @@
+"""Counting while a cache is made: progress for people, and whether too much fails to go on."""
+
+from collections.abc import Sequence
+
+from pipeline.errors import DtkdError
+from pipeline.progress import OnProgress, ProgressEvent
+from pipeline.schema import Sample, ShardRecord
+from teacher_cache.plan import Plan
+
+_SETTLED = 50  # samples after which a share of failures means something
+
+
+class Tally:
+    """What is done by all processes, as far as this one has seen."""
+
+    def __init__(self, plan: Plan, max_failure_fraction: float, on_progress: OnProgress | None) -> None:
+        """Start with nothing seen."""
+        self._plan, self._allowed, self._on_progress = plan, max_failure_fraction, on_progress
+        self._current: Sequence[Sample] = ()
+        self.records: dict[str, ShardRecord] = {}
+        self.computed = 0  # samples of shards that this process finished
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is done."""
+        return len(self.records) == len(self._plan.shards)
+
+    @property
+    def errors(self) -> int:
+        """Failed samples, the shard in work included."""
+        done = sum(len(record.errors) for record in self.records.values())
+        return done + sum(sample.status == "error" for sample in self._current)
+
+    @property
+    def processed(self) -> int:
+        """Samples with an outcome, the shard in work included."""
+        return sum(len(record.samples) for record in self.records.values()) + len(self._current)
+
+    def samples_done(self, samples: Sequence[Sample]) -> None:
+        """Take in the samples so far of the shard in work.
+
+        Raises:
+            DtkdError: too many samples have failed.
+        """
+        self._current = samples
+        self.report()
+        self.check()
+
+    def shard_left(self, record: ShardRecord | None) -> None:
+        """Take in a finished shard, or that the one in work was lost to another process (None)."""
+        if record is not None:
+            self.records[record.name] = record
+            self.computed += len(self._current)
+        self._current = ()
+        if record is not None:
+            self.report()
+
+    def report(self, note: str = "") -> None:
+        """Tell the caller's progress callback."""
+        if self._on_progress:
+            failed = f"{self.errors} failed" if self.errors else ""
+            text = ", ".join(part for part in (failed, note) if part)
+            self._on_progress(ProgressEvent(self.processed, self._plan.planned, "tiles", text))
+
+    def check(self) -> None:
+        """Stop the run when more than the allowed share fails: of all seen, or of the first 50 while they are few."""
+        errors, processed = self.errors, self.processed
+        if errors > self._allowed * max(processed, min(self._plan.planned, _SETTLED)):
+            raise DtkdError(
+                f"{errors} of {processed} samples failed, more than max_failure_fraction {self._allowed:g} allows; "
+                f"for example {self._example()}; repair the cause and run again with retry_errors, or raise the limit"
+            )
+
+    def _example(self) -> str:
+        samples = [*self._current, *(sample for record in self.records.values() for sample in record.samples)]
+        sample = next(sample for sample in samples if sample.error)
+        assert sample.error is not None
+        return f"{sample.key}: {sample.error.stage}: {sample.error.type}: {sample.error.message}"

@@ -1,0 +1,141 @@
+"""A teacher that is cheap but real, a small corpus of real photos, and builds in processes that can be killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import skimage
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from pipeline.degrade import Degradation
+from pipeline.progress import ProgressEvent
+from teacher_cache.build import BuildSettings, build_cache
+
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+SETTINGS = {"tile": 64, "samples_per_shard": 5, "micro_batch": 2, "hold_out": 1}
+
+
+class NoisyBicubic:
+    """Bicubic upsampling plus noise from each image's own seed: deterministic, different for every sample."""
+
+    def __init__(self, scale: int = 4, noise: float = 0.05, refuse: Callable[[torch.Tensor], bool] | None = None):
+        self.name, self.scale, self.steps = "noisy-bicubic", scale, 1
+        self.noise, self.refuse, self.calls = noise, refuse, 0
+
+    def restore(self, lr, seeds):
+        self.calls += 1
+        if self.refuse and any(self.refuse(image) for image in lr):
+            raise ValueError("this teacher does not like the picture\nand says more on a second line")
+        up = F.interpolate(lr, scale_factor=self.scale, mode="bicubic", antialias=False)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = torch.stack([torch.randn(up.shape[1:], generator=g) for g in generators])
+        return (up + noise * self.noise).clamp(0, 1)
+
+    def fingerprint(self):
+        return {"name": self.name, "noise": self.noise, "band_scale": (1, 2)}
+
+
+def make_corpus(folder: Path, side: int = 128) -> Path:
+    """Five real photos, cut to `side` x `side`: with a tile of half the side, four training tiles each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PHOTOS:
+        path = Path(skimage.__file__).parent / "data" / name
+        with Image.open(path) as image:
+            photo = np.asarray(image.convert("RGB"))[60 : 60 + side, 80 : 80 + side]
+        Image.fromarray(photo).save(folder / f"{path.stem}.png")
+    return folder
+
+
+def settings(**changes: Any) -> BuildSettings:
+    degradation = Degradation(changes.pop("kind", "bicubic"), 4)
+    return BuildSettings(**SETTINGS | {"degradation": degradation} | changes)
+
+
+def tars(cache: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(cache.glob("*.tar"))}
+
+
+def records(cache: Path) -> dict[str, Any]:
+    """Done records without the times that they took."""
+    loaded = {path.name: json.loads(path.read_text()) for path in sorted((cache / "done").glob("*.json"))}
+    times = {"seconds", "teacher_seconds", "teacher_images"}
+    return {name: {k: v for k, v in record.items() if k not in times} for name, record in loaded.items()}
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+_processes = multiprocessing.get_context("forkserver")  # a process that imported torch once, and forks in milliseconds
+_processes.set_forkserver_preload(["cache_support"])
+
+
+def _start_server() -> None:
+    """Python 3.11's server ignores the caller's import path: hand it over through the environment."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def start(corpus: Path, cache: Path, die_at: int = 0, die_after: int = 0, **changes: Any) -> tuple[Any, Any]:
+    """Start stage one in a process of its own; its end of the pipe sends a message after every micro-batch.
+
+    It kills itself before file operation number `die_at`, or when `die_after` samples are done.
+    """
+    _start_server()
+    ours, theirs = _processes.Pipe(duplex=False)
+    process = _processes.Process(target=_build, args=(corpus, cache, theirs, die_at, die_after, changes))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def messages(pipe: Any) -> Iterator[tuple[int, int]]:
+    """(done, total) until the process ends or dies."""
+    while True:
+        try:
+            yield pipe.recv()
+        except EOFError:
+            return
+
+
+def _build(corpus: Path, cache: Path, pipe: Any, die_at: int, die_after: int, changes: dict[str, Any]) -> None:
+    def show(event: ProgressEvent) -> None:
+        pipe.send((event.done, event.total))
+        if 0 < die_after <= event.done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    if die_at:
+        _die_at_file_operation(die_at)
+    build_cache(str(corpus), cache, NoisyBicubic(), settings(**changes), show)
+
+
+def _die_at_file_operation(number: int) -> None:
+    """Kill this process right before its n-th operation that changes a name or asks for durability."""
+    left = number
+
+    def wrap(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return counted
+
+    for name in ("replace", "link", "rename", "unlink", "fsync"):
+        setattr(os, name, wrap(getattr(os, name)))
