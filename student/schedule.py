@@ -54,3 +54,8 @@ def learning_rate(
         return peak * gamma ** sum(step >= fraction * total for fraction in milestones)
     progress = (step - warmup) / max(total - warmup, 1)
     return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+
+
+def ema_decay(step: int, limit: float) -> float:
+    """Decay of the weights' moving average after `step` steps: warm-up (1 + step) / (10 + step), at most `limit`."""
+    return min(limit, (1 + step) / (10 + step))
