@@ -32,7 +32,14 @@ KERNEL_GRID = 2.0**22
 
 def snap(pixels: Array) -> Array:
     """Round pixels to multiples of 1 / PIXEL_GRID."""
-    return np.rint(pixels * PIXEL_GRID) / PIXEL_GRID
+    return _rounded(pixels, PIXEL_GRID)
+
+
+def _rounded(x: Array, grid: float) -> Array:
+    x = x * grid
+    np.rint(x, out=x)
+    x *= 1 / grid  # exact: a power of two
+    return x
 
 
 # Resizing ----------------------------------------------------------------------------------------------------------
@@ -61,7 +68,7 @@ def resize(planes: Array, out_h: int, out_w: int, mode: Interpolation) -> Array:
 
 def _along_first(matrix: scipy.sparse.csr_array, x: Array) -> Array:
     flat = np.ascontiguousarray(x).reshape(x.shape[0], -1)
-    return (matrix @ flat).reshape(matrix.shape[0], *x.shape[1:])
+    return np.asarray(matrix @ flat).reshape(-1, *x.shape[1:])
 
 
 @lru_cache(maxsize=64)
@@ -140,10 +147,11 @@ def blur(planes: Array, kernel: Array) -> Array:
     rows, columns = _reflected(h, side // 2), _reflected(w, side // 2)
     padded = snap(planes)[:, rows[:, None], columns]  # (C, H + K - 1, W + K - 1)
     shape = [scipy.fft.next_fast_len(n, real=True) for n in padded.shape[1:]]
-    spectrum = scipy.fft.rfft2(padded, shape) * scipy.fft.rfft2(kernel[::-1, ::-1], shape)
-    full = scipy.fft.irfft2(spectrum, shape)[:, side - 1 : side - 1 + h, side - 1 : side - 1 + w]
-    grid = PIXEL_GRID * KERNEL_GRID
-    return snap(np.rint(full * grid) / grid)  # the first rounding gives the exact sums back
+    spectrum = np.asarray(scipy.fft.rfft2(padded, shape))
+    spectrum *= np.asarray(scipy.fft.rfft2(kernel[::-1, ::-1], shape))
+    full = np.asarray(scipy.fft.irfft2(spectrum, shape, overwrite_x=True))
+    valid = full[:, side - 1 : side - 1 + h, side - 1 : side - 1 + w]
+    return snap(_rounded(valid, PIXEL_GRID * KERNEL_GRID))  # the inner rounding gives the exact sums back
 
 
 def exact_kernel(kernel: Array) -> Array:
