@@ -11,24 +11,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from student import cpu_blocks
 from student.windows import attention_mask, is_traced, merge, partition, relative_position_index
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What all blocks of a forward pass share: size and mask of the shifted windows."""
+    """What all blocks of a forward pass share: sizes, and the mask of the shifted windows."""
 
     height: int
     width: int
-    mask: Tensor
-    """float32 (nW, 1, N, N)."""
+    windows: tuple[int, int, int]
+    """Batch, rows and columns of windows."""
+    tiled: bool
+    """Whether blocks take the CPU's way (`cpu_blocks`)."""
+    mask: Tensor | None
+    """float32 (nW, 1, N, N); None if tiled."""
 
     @classmethod
     def of(cls, x: Tensor, window: int) -> "Geometry":
         """Geometry of features (B, C, H, W); masks are kept for the sizes used last."""
-        h, w = x.shape[-2:]
+        b, _, h, w = x.shape
+        windows, tiled = (b, h // window, w // window), cpu_blocks.applies_to(x)
+        if tiled:
+            return cls(h, w, windows, tiled, None)
         mask = (attention_mask if is_traced() else _cached_mask)(h, w, window, window // 2, x.device)
-        return cls(h, w, mask.unsqueeze(1))
+        return cls(h, w, windows, tiled, mask.unsqueeze(1))
 
 
 @lru_cache(maxsize=8)
@@ -68,11 +76,38 @@ class SwinBlock(nn.Module):
         return x.roll((self.shift, self.shift), (1, 2)) if self.shift else x
 
     def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: drop the branch of whole images, scale up the others."""
         if not self.training or not self.drop_path:
             return branch
-        keep = branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(1 - self.drop_path)
-        return branch * (keep / (1 - self.drop_path))
+        return branch * self._branch_factors(branch.shape[0], branch).view(-1, 1, 1, 1)
+
+    def _branch_factors(self, batch: int, like: Tensor) -> Tensor:
+        """Stochastic depth: 0 for the images whose branch is dropped, more than 1 for the others, (B,)."""
+        return like.new_empty(batch).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
+
+    def forward_tiles(self, tiles: Tensor, geometry: Geometry) -> Tensor:
+        """The same on tiles, for CPUs; without autograd the tiles are overwritten."""
+        batch, rows, columns = geometry.windows
+        scales = None
+        if self.training and self.drop_path:
+            factors = torch.stack([self._branch_factors(batch, tiles) for _ in range(2)])
+            scales = factors.repeat_interleave(rows * columns, 1)
+        attn, shifted = self.attn, self.shift > 0
+        weights = cpu_blocks.BlockWeights(
+            self.norm1.weight,
+            self.norm1.bias,
+            attn.qkv.weight,
+            attn.qkv.bias,
+            cpu_blocks.window_bias(attn.relative_position_bias_table, self.window, shifted),
+            attn.proj.weight,
+            attn.proj.bias,
+            self.norm2.weight,
+            self.norm2.bias,
+            self.mlp.fc1.weight,
+            self.mlp.fc1.bias,
+            self.mlp.fc2.weight,
+            self.mlp.fc2.bias,
+        )
+        return cpu_blocks.run_block(tiles, weights, cpu_blocks.grid(batch, rows, columns, shifted), scales)
 
 
 class WindowAttention(nn.Module):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.errors import DtkdError
+from student import cpu_blocks
 from student.blocks import Geometry, SwinBlock
 from student.windows import pad_to_multiple
 
@@ -216,9 +217,16 @@ class _ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry, checkpointing: bool) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        y = x
-        for block in self.residual_group.blocks:
-            y = checkpoint(block, y, geometry, use_reentrant=False) if checkpointing else block(y, geometry)
+        blocks = self.residual_group.blocks
+        if geometry.tiled:
+            tiles = cpu_blocks.to_tiles(x, blocks[0].window)
+            for block in blocks:
+                tiles = block.forward_tiles(tiles, geometry)
+            y = cpu_blocks.from_tiles(tiles, blocks[0].window, x.shape)
+        else:
+            y = x
+            for block in blocks:
+                y = checkpoint(block, y, geometry, use_reentrant=False) if checkpointing else block(y, geometry)
         return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
 
 
