@@ -73,9 +73,9 @@ def probe(path: str | Path) -> Size:
     Raises:
         ImageError: unreadable, no image, or more than MAX_PIXELS.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         width, height = image.size
-        return Size(height, width) if _turn(image) in _SIDEWAYS else Size(width, height)
+        return Size(height, width) if turn_of(image) in _SIDEWAYS else Size(width, height)
 
 
 def load_rgb(path: str | Path) -> NDArray[np.uint8]:
@@ -84,8 +84,8 @@ def load_rgb(path: str | Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: unreadable, no image, damaged, cut off, 32 bits a channel, or more than MAX_PIXELS.
     """
-    with _opened(path) as image:
-        turn = _turn(image)  # before decoding, as in probe: Pillow then knows the same metadata
+    with opened(path) as image:
+        turn = turn_of(image)  # before decoding, as in probe: Pillow then knows the same metadata
         image.load()
         return _to_rgb(image if turn is None else image.transpose(turn), path)
 
@@ -129,7 +129,7 @@ def decode_webp(data: bytes) -> NDArray[np.uint8]:
     Raises:
         ImageError: other or damaged data, or more than MAX_PIXELS.
     """
-    with _opened(io.BytesIO(data), "WebP data", ("WEBP",)) as image:
+    with opened(io.BytesIO(data), "WebP data", ("WEBP",)) as image:
         return np.array(image.convert("RGB"))
 
 
@@ -148,10 +148,14 @@ def to_image(tensor: "Tensor") -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _opened(
+def opened(
     file: str | Path | io.BytesIO, name: str | Path | None = None, formats: tuple[str, ...] = _FORMATS
 ) -> Iterator[Image.Image]:
-    """Open an image and turn whatever its decoder raises, there or in the block, into an ImageError."""
+    """Open an image with Pillow, its pixels not read yet, for the block.
+
+    Raises:
+        ImageError: whatever the decoder raised, at opening or in the block; or more than MAX_PIXELS.
+    """
     name = name or str(file)
     try:
         with Image.open(file, formats=formats) as image:
@@ -171,8 +175,8 @@ def _opened(
         raise ImageError(name, " ".join(f"damaged ({error or type(error).__name__})".split())) from error
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What sets the image upright, from metadata that precedes the pixels; damaged metadata count as none."""
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """What sets an opened image upright, from metadata that precedes the pixels; damaged metadata count as none."""
     if image.format == "TIFF" or (image.format == "PNG" and not {"exif", "xmp"} & image.info.keys()):
         return None  # Pillow turns TIFF by itself, and would decode a PNG in search of trailing EXIF
     try:
