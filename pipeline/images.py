@@ -28,7 +28,7 @@ MAX_PIXELS = 2**28
 """Largest image that is decoded: 16,384 x 16,384, or 0.8 GB as RGB."""
 WEBP_MAX_SIDE = 16383
 
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP")  # MPO: the JPEG of phones; EPS and the like stay shut
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # JPEG opens MPO, the JPEG of phones, too; EPS and the like stay shut
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _TURNS = {  # EXIF orientation -> what sets it right
     2: Image.Transpose.FLIP_LEFT_RIGHT,
