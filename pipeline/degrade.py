@@ -24,7 +24,7 @@ from pipeline import filters
 from pipeline.errors import DtkdError
 from pipeline.filters import Array, Interpolation, resize_bicubic
 
-__all__ = ["Degradation", "RealSettings", "RoundSettings", "degrade", "resize_bicubic"]
+__all__ = ["Degradation", "RealSettings", "RoundSettings", "SecondRoundSettings", "degrade", "resize_bicubic"]
 
 REVISION = 1
 """Goes into `Degradation.config`; raised when the same settings and seed give other bytes."""
@@ -110,19 +110,24 @@ class RoundSettings:
 
 
 @dataclass(frozen=True)
+class SecondRoundSettings(RoundSettings):
+    """The second round: the same settings with the defaults of Real-ESRGAN's second, milder one."""
+
+    blur_prob: float = 0.8
+    sigma: Range = (0.2, 1.5)
+    resize_probs: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    resize: Range = (0.3, 1.2)
+    noise_sigma: Range = (1.0, 25.0)
+    poisson_scale: Range = (0.05, 2.5)
+
+
+@dataclass(frozen=True)
 class RealSettings:
     """The `real` model: two rounds and a final sinc filter, with Real-ESRGAN's published defaults."""
 
     first: RoundSettings = RoundSettings()
     """The round at the size of the HR image."""
-    second: RoundSettings = RoundSettings(
-        blur_prob=0.8,
-        sigma=(0.2, 1.5),
-        resize_probs=(0.3, 0.4, 0.3),
-        resize=(0.3, 1.2),
-        noise_sigma=(1.0, 25.0),
-        poisson_scale=(0.05, 2.5),
-    )
+    second: SecondRoundSettings = SecondRoundSettings()
     """The round near the size of the LR image."""
     final_sinc_prob: float = 0.8
     """Probability of the last sinc filter, at the size of the LR image."""
@@ -192,7 +197,7 @@ def degrade(hr: NDArray[np.uint8], degradation: Degradation, rng: Generator) -> 
     if degradation.kind == "paired":
         raise ValueError("a paired corpus has LR images of its own: read them instead of degrading")
     if degradation.kind == "bicubic":
-        return _to_uint8(resize_bicubic(hr.astype(np.float64), h, w))
+        return filters.resize_bicubic_uint8(hr, h, w)
     planes = np.ascontiguousarray(hr.transpose(2, 0, 1), dtype=np.float64)  # (3, H, W)
     lr = _degrade_real(planes, h, w, degradation.real, rng)
     return np.ascontiguousarray(_to_uint8(lr).transpose(1, 2, 0))
