@@ -17,6 +17,8 @@ class Tally:
         """Start with nothing seen."""
         self._plan, self._allowed, self._on_progress = plan, max_failure_fraction, on_progress
         self._current: Sequence[Sample] = ()
+        self._processed, self._errors = 0, 0  # of finished shards
+        self._example: Sample | None = None
         self.records: dict[str, ShardRecord] = {}
         self.computed = 0  # samples of shards that this process finished
 
@@ -28,13 +30,12 @@ class Tally:
     @property
     def errors(self) -> int:
         """Failed samples, the shard in work included."""
-        done = sum(len(record.errors) for record in self.records.values())
-        return done + sum(sample.status == "error" for sample in self._current)
+        return self._errors + sum(sample.status == "error" for sample in self._current)
 
     @property
     def processed(self) -> int:
         """Samples with an outcome, the shard in work included."""
-        return sum(len(record.samples) for record in self.records.values()) + len(self._current)
+        return self._processed + len(self._current)
 
     def samples_done(self, samples: Sequence[Sample]) -> None:
         """Take in the samples so far of the shard in work.
@@ -50,6 +51,9 @@ class Tally:
         """Take in a finished shard, or that the one in work was lost to another process (None)."""
         if record is not None:
             self.records[record.name] = record
+            self._processed += len(record.samples)
+            self._errors += len(record.errors)
+            self._example = self._example or next(iter(record.errors), None)
             self.computed += len(self._current)
         self._current = ()
         if record is not None:
@@ -68,11 +72,10 @@ class Tally:
         if errors > self._allowed * max(processed, min(self._plan.planned, _SETTLED)):
             raise DtkdError(
                 f"{errors} of {processed} samples failed, more than max_failure_fraction {self._allowed:g} allows; "
-                f"for example {self._example()}; repair the cause and run again with retry_errors, or raise the limit"
+                f"for example {self._describe()}; repair the cause and run again with retry_errors, or raise the limit"
             )
 
-    def _example(self) -> str:
-        samples = [*self._current, *(sample for record in self.records.values() for sample in record.samples)]
-        sample = next(sample for sample in samples if sample.error)
+    def _describe(self) -> str:
+        sample = self._example or next(sample for sample in self._current if sample.error)
         assert sample.error is not None
         return f"{sample.key}: {sample.error.stage}: {sample.error.type}: {sample.error.message}"

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline.degrade import Degradation
+from pipeline.errors import DtkdError
 from pipeline.progress import ProgressEvent
 from teacher_cache.build import BuildSettings, build_cache
 
@@ -89,21 +91,24 @@ def _start_server() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-def start(corpus: Path, cache: Path, die_at: int = 0, die_after: int = 0, **changes: Any) -> tuple[Any, Any]:
+def start(
+    corpus: Path, cache: Path, *, die_at: int = 0, die_after: int = 0, file_limit: int = 0, **changes: Any
+) -> tuple[Any, Any]:
     """Start stage one in a process of its own; its end of the pipe sends a message after every micro-batch.
 
-    It kills itself before file operation number `die_at`, or when `die_after` samples are done.
+    It kills itself before file operation number `die_at`, or when `die_after` samples are done; no file of it can grow
+    beyond `file_limit` bytes. A `DtkdError` is sent as its text, and the exit code is then 1.
     """
     _start_server()
     ours, theirs = _processes.Pipe(duplex=False)
-    process = _processes.Process(target=_build, args=(corpus, cache, theirs, die_at, die_after, changes))
+    process = _processes.Process(target=_build, args=(corpus, cache, theirs, die_at, die_after, file_limit, changes))
     process.start()
     theirs.close()
     return process, ours
 
 
-def messages(pipe: Any) -> Iterator[tuple[int, int]]:
-    """(done, total) until the process ends or dies."""
+def messages(pipe: Any) -> Iterator[Any]:
+    """(done, total), or the text of an error, until the process ends or dies."""
     while True:
         try:
             yield pipe.recv()
@@ -111,7 +116,9 @@ def messages(pipe: Any) -> Iterator[tuple[int, int]]:
             return
 
 
-def _build(corpus: Path, cache: Path, pipe: Any, die_at: int, die_after: int, changes: dict[str, Any]) -> None:
+def _build(
+    corpus: Path, cache: Path, pipe: Any, die_at: int, die_after: int, file_limit: int, changes: dict[str, Any]
+) -> None:
     def show(event: ProgressEvent) -> None:
         pipe.send((event.done, event.total))
         if 0 < die_after <= event.done:
@@ -120,7 +127,14 @@ def _build(corpus: Path, cache: Path, pipe: Any, die_at: int, die_after: int, ch
     torch.set_num_threads(1)
     if die_at:
         _die_at_file_operation(die_at)
-    build_cache(str(corpus), cache, NoisyBicubic(), settings(**changes), show)
+    if file_limit:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails with EFBIG instead
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    try:
+        build_cache(str(corpus), cache, NoisyBicubic(), settings(**changes), show)
+    except DtkdError as error:
+        pipe.send(str(error))
+        sys.exit(1)
 
 
 def _die_at_file_operation(number: int) -> None:
