@@ -189,7 +189,7 @@ def _walk(folder: Path, root: Path, skipped: list[Skipped], inside: frozenset[st
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        if os.path.isdir(path):  # entry.is_dir raises where a link leads to itself
             yield from _walk(path, root, skipped, inside | {real})
         elif path.suffix.lower() in SUFFIXES:
             yield path

@@ -41,10 +41,11 @@ _TURNS = {  # EXIF orientation -> what sets it right
 }
 _SIDEWAYS = [_TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
-# One limit for the whole process: Pillow's own would refuse 180 megapixels. What exceeds it is an ImageError here, so
-# that Pillow's warning about it would only say the same twice.
+# One limit for the whole process: Pillow's own would refuse 180 megapixels. What exceeds it is an ImageError here, and
+# so is damage that matters: Pillow's warnings about size and metadata would only print between the lines of a progress.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class ImageError(DtkdError):
