@@ -290,8 +290,16 @@ def train_teacher(
 
     training = _settings(TeacherTraining, config_file, settings, {})
     with progress.report("train-teacher", quiet=_quiet(as_json)) as on_progress:
-        folder = train(_home(corpus), out.expanduser(), Degradation(degradation, scale), training, on_progress)
-    _tell(as_json, {"teacher": str(folder), "steps": training.steps}, [f"teacher: {folder}"])
+        result = train(_home(corpus), out.expanduser(), Degradation(degradation, scale), training, on_progress)
+    state = (
+        "finished before, reused as it is" if result.reused else f"{progress.clock_text(result.seconds)} of training"
+    )
+    lines = [f"{out}: {result.step} of {result.steps} steps, {state}"]
+    if result.psnr_y is not None:
+        lines.append(f"psnr_y {result.psnr_y:.2f} dB on held-out photos, bicubic {result.psnr_y_bicubic:.2f}")
+    _tell(as_json, {**_plain(result), "finished": result.finished}, [*lines, f"teacher: {result.teacher}"])
+    if not result.finished:
+        raise KeyboardInterrupt
 
 
 @app.command(

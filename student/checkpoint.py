@@ -2,14 +2,10 @@
 
     RUN/checkpoints/step-00001000/   model.safetensors ema.safetensors optimizer.safetensors state.json
 
-A checkpoint folder appears whole, by a rename, and older ones are deleted after that; whatever kills the process, the
-newest folder is complete. `load` reads the weights of any student, ours or an official SwinIR.
+`pipeline.runs` makes the folder appear whole. `load` reads the weights of any student, ours or an official SwinIR.
 """
 
 import dataclasses
-import os
-import secrets
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +15,9 @@ import safetensors.torch
 import torch
 
 from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes, atomic_write_json, ensure_dir, fsync_dir, read_json
+from pipeline.files import atomic_write_bytes, atomic_write_json, read_json
+from pipeline.runs import newest_checkpoint as newest
+from pipeline.runs import write_checkpoint
 from student.loss import GroupWeights
 from student.swinir import SwinIR
 from student.weights_io import load_student as load
@@ -69,32 +67,16 @@ class Training(NamedTuple):
 
 
 def save_training(run: Path, training: Training, state: TrainState, keep: int) -> Path:
-    """Write the checkpoint of `state.step`, then delete all but the `keep` newest ones.
+    """Write the checkpoint of `state.step`, then delete all but the `keep` newest ones."""
 
-    A step that has one already keeps it: a run comes to the same state by whatever way.
-    """
-    folder = ensure_dir(run / "checkpoints")
-    final = folder / f"step-{state.step:08d}"
-    for left in folder.glob(".step-*.part"):  # of a killed process: one is enough to fill a disk
-        shutil.rmtree(left, ignore_errors=True)
-    if not final.exists():
-        part = folder / f".{final.name}.{secrets.token_hex(4)}.part"
-        part.mkdir()
-        save(training.student, part / "model.safetensors", {"step": state.step})
-        save(training.ema, part / "ema.safetensors", {"step": state.step})
+    def fill(folder: Path) -> None:
+        save(training.student, folder / "model.safetensors", {"step": state.step})
+        save(training.ema, folder / "ema.safetensors", {"step": state.step})
         tensors = safetensors.torch.save(_optimizer_tensors(training))
-        atomic_write_bytes(part / "optimizer.safetensors", tensors)
-        atomic_write_json(part / "state.json", {"format": FORMAT, **dataclasses.asdict(state)})
-        os.replace(part, final)
-        fsync_dir(folder)
-    for old in _all(run)[:-keep]:
-        shutil.rmtree(old)
-    return final
+        atomic_write_bytes(folder / "optimizer.safetensors", tensors)
+        atomic_write_json(folder / "state.json", {"format": FORMAT, **dataclasses.asdict(state)})
 
-
-def newest(run: Path) -> Path | None:
-    """Folder of a run's newest checkpoint, None when there is none."""
-    return _all(run)[-1] if _all(run) else None
+    return write_checkpoint(run, state.step, fill, keep)
 
 
 def read_state(checkpoint: Path) -> TrainState:
@@ -143,10 +125,6 @@ def _optimizer_tensors(training: Training) -> dict[str, torch.Tensor]:
 
 def _with_prefix(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _all(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step-*"))
 
 
 def _damaged(checkpoint: Path, error: Exception) -> DtkdError:

@@ -1,6 +1,7 @@
 """Training curves of one or several runs, from their log.jsonl to inline SVG."""
 
 import io
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from pipeline.errors import DtkdError
+from pipeline.runlog import read_log
 from student.loss import GROUPS
-from student.runlog import read_log
 
 COLOURS = ("#4c8dd6", "#e08a2e", "#3fa66b", "#c95d8f", "#8b75c9", "#a8823c")
 GROUP_COLOURS = dict(zip(GROUPS, ("#4c8dd6", "#3fa66b", "#e08a2e"), strict=True))
@@ -31,7 +32,7 @@ class Series:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """Everything that a run logged, by the name of the figure in log.jsonl (`loss`, `low`, `lambda`, `psnr_y` ...)."""
+    """Everything that a run logged, by its name in log.jsonl (`total`, `low`, `lambda`, `val_psnr_y` ...)."""
 
     name: str
     series: Mapping[str, Series]
@@ -60,14 +61,14 @@ def read_curves(run: Path, name: str | None = None) -> RunCurves:
 
 def total_loss(runs: Sequence[RunCurves]) -> str:
     """Total loss of the runs, as SVG."""
-    return _figure("loss", lambda axes: _compare(axes, runs, "loss"))
+    return _figure("total loss", lambda axes: _compare(axes, runs, "total"))
 
 
 def validation(runs: Sequence[RunCurves]) -> str:
     """psnr_y on held-out samples during training, as SVG; empty where no run validated."""
-    if not any("psnr_y" in run.series for run in runs):
+    if not any("val_psnr_y" in run.series for run in runs):
         return ""
-    return _figure("psnr_y on held-out samples, dB", lambda axes: _compare(axes, runs, "psnr_y", marker="o"))
+    return _figure("psnr_y, dB", lambda axes: _compare(axes, runs, "val_psnr_y", marker="o"))
 
 
 def groups(run: RunCurves) -> str:
@@ -85,7 +86,7 @@ def groups(run: RunCurves) -> str:
             right.set_ylim(0, max(*weight.values, 1e-9) * 1.08)
             right.spines["top"].set_visible(False)
 
-    return _figure("|W(student) - W(teacher)|", draw)
+    return _figure("mean |W(student) - W(teacher)|", draw)
 
 
 def _compare(axes: Axes, runs: Iterable[RunCurves], key: str, marker: str | None = None) -> None:
@@ -112,7 +113,7 @@ def _moving_mean(values: tuple[float, ...], reach: int) -> tuple[float, ...]:
 def _figure(ylabel: str, draw: Callable[[Axes], None]) -> str:
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
-        "svg.hashsalt": ylabel,  # ids that are the same every time, and differ between the figures of a page
+        "svg.hashsalt": ylabel,  # the same ids every time
         "font.family": "sans-serif",
         "font.size": 10,
         "text.color": _INK,
@@ -134,5 +135,10 @@ def _figure(ylabel: str, draw: Callable[[Axes], None]) -> str:
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    return _inline(text.getvalue(), slug=re.sub(r"\W+", "-", ylabel).strip("-"))
+
+
+def _inline(svg: str, slug: str) -> str:
+    """A figure to stand in a page: the page's text colour, and ids that no other figure has."""
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
+    return re.sub(r'( id="|href="#|url\(#)', rf"\1{slug}-", svg)

@@ -12,7 +12,6 @@ import contextlib
 import difflib
 import io
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.ndimage import gaussian_filter
 
 from pipeline import images, torchvision_guard
 from pipeline.errors import DtkdError
+from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
 from student import offline
 
 Image = npt.NDArray[np.uint8]
@@ -32,7 +31,6 @@ Reference = Literal["gt", "teacher"]
 
 OURS = ("psnr_y", "ssim_y", "teacher_psnr_y")
 DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
-SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # an 11x11 window
 WEIGHTS_HOST = "https://huggingface.co"  # where pyiqa's learned metrics fetch their weights
 
 # pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
@@ -87,53 +85,6 @@ class Loaded:
     unavailable: tuple[Unavailable, ...]
 
 
-def luma(image: Image) -> npt.NDArray[np.float64]:
-    """BT.601 studio-range luma of an 8-bit RGB image: (H, W, 3) -> (H, W), 16 to 235, not rounded."""
-    return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
-
-
-def psnr_y(sr: Image, gt: Image, crop_border: int) -> float:
-    """Peak signal-to-noise ratio on luma in dB, higher is better; infinite for equal images.
-
-    Args:
-        sr: (H, W, 3) uint8.
-        gt: of the same shape.
-        crop_border: pixels left out on every side.
-
-    Raises:
-        DtkdError: if the shapes differ or nothing is left inside the border.
-    """
-    a, b = _luma_pair(sr, gt, crop_border, at_least=1)
-    error = np.mean((a - b) ** 2)
-    return float(10 * np.log10(255**2 / error)) if error else math.inf
-
-
-def ssim_y(sr: Image, gt: Image, crop_border: int) -> float:
-    """Structural similarity on luma, higher is better (Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, valid part).
-
-    Args:
-        sr: (H, W, 3) uint8.
-        gt: of the same shape.
-        crop_border: pixels left out on every side.
-
-    Raises:
-        DtkdError: if the shapes differ or less than 11x11 pixels are left inside the border.
-    """
-    a, b = _luma_pair(sr, gt, crop_border, at_least=2 * SSIM_RADIUS + 1)
-    inside = slice(SSIM_RADIUS, -SSIM_RADIUS)
-
-    def smooth(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return gaussian_filter(x, SSIM_SIGMA, radius=SSIM_RADIUS)[inside, inside]
-
-    mean_a, mean_b = smooth(a), smooth(b)
-    var_a, var_b = smooth(a * a) - mean_a**2, smooth(b * b) - mean_b**2
-    covariance = smooth(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-    structure = (2 * covariance + c2) / (var_a + var_b + c2)
-    return float(np.mean(luminance * structure))
-
-
 def load(names: Sequence[str], device: str = "cpu") -> Loaded:
     """Make metrics ready by name; the ones that cannot run here are told apart within seconds.
 
@@ -153,23 +104,6 @@ def load(names: Sequence[str], device: str = "cpu") -> Loaded:
         else:
             missing.append(metric)
     return Loaded(tuple(ready), tuple(missing))
-
-
-def _luma_pair(sr: Image, gt: Image, crop_border: int, at_least: int) -> tuple[npt.NDArray, npt.NDArray]:
-    if sr.shape != gt.shape:
-        raise DtkdError(f"an image must have its reference's size, got {_size(sr)} against {_size(gt)}")
-    height, width = sr.shape[0] - 2 * crop_border, sr.shape[1] - 2 * crop_border
-    if min(height, width) < at_least:
-        raise DtkdError(
-            f"an image of {_size(sr)} leaves less than {at_least}x{at_least} pixels inside a border of {crop_border}: "
-            "use a smaller --crop-border or larger images"
-        )
-    inside = slice(crop_border, crop_border + height), slice(crop_border, crop_border + width)
-    return luma(sr)[inside], luma(gt)[inside]
-
-
-def _size(image: Image) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
 
 
 def _ours(name: str) -> Metric | None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import uniform_filter
 
-from pipeline import images
+from pipeline import fidelity, images
 from pipeline.progress import clock_text
 from pipeline.schema import Manifest
-from student import curves, metrics
+from student import curves
 from student.curves import RunCurves
 from student.evaluate import CandidateScores, Evaluation, Score
 from student.metrics import Image, Metric
@@ -72,7 +72,7 @@ def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown:
     """
     assets = resources.files("student") / "page"
     parts = {
-        "title": f"DTKD report: {manifest.corpus}",
+        "title": f"DTKD report: {html.escape(manifest.corpus)}",
         "headline": _headline(report),
         "lead": _lead(report, manifest, runs),
         "facts": "\n".join(f"<li><b>{value}</b><span>{text}</span></li>" for value, text in _facts(report)),
@@ -189,7 +189,7 @@ def _gap(report: Report, metric: Metric) -> str:
 def _photo(report: Report, image_id: str, pictures: dict[str, Image]) -> str:
     truth = pictures["gt"]
     height, width = truth.shape[:2]
-    x, y, side = _busiest_square(truth)
+    x, y, side = busiest_square(truth)
     places = {"left": x / width, "top": y / height, "width": side / width, "height": side / height}
     box = ";".join(f"{name}:{place:.2%}" for name, place in places.items())
     figures = []
@@ -212,9 +212,9 @@ def _caption(report: Report, score: Score) -> str:
     return " ".join(f"<span>{m.name} {_number(score.values[m.name], m.name)}</span>" for m in shown)
 
 
-def _busiest_square(image: Image) -> tuple[int, int, int]:
+def busiest_square(image: Image) -> tuple[int, int, int]:
     """x, y and side of the square with the most fine detail, away from the borders."""
-    luma = metrics.luma(image)
+    luma = fidelity.luma(image)
     side = min(DETAIL, *luma.shape)
     detail = np.abs(luma - uniform_filter(luma, 5))
     mean = uniform_filter(np.minimum(detail, 24), side)  # a few hard edges must not outweigh texture

@@ -1,17 +1,15 @@
-"""The folder of a training run: who may write it, what it begins from, what it saves.
+"""The folder of a training run: what it begins from, what it saves.
 
 RUN/config.toml            the settings, as `--config` takes them
-RUN/log.jsonl tensorboard/ curves (`student.runlog`)
+RUN/log.jsonl tensorboard/ curves (`pipeline.runlog`)
 RUN/checkpoints/           the newest ones, to go on from (`student.checkpoint`)
 RUN/student.safetensors    averaged weights at the last save
 RUN/best.safetensors       averaged weights at the best validation
 """
 
 import copy
-import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +19,7 @@ from torch import Tensor
 
 from pipeline import config
 from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes, ensure_dir
+from pipeline.files import atomic_write_bytes
 from pipeline.images import to_tensor
 from pipeline.schema import difference
 from student import checkpoint
@@ -36,22 +34,6 @@ WEIGHTS = Path(__file__).parent / "weights"  # students shipped with the project
 STUDENT, BEST = "student.safetensors", "best.safetensors"
 
 Resume = Literal["auto", "fresh"]
-
-
-@contextmanager
-def claim(run: Path) -> Iterator[None]:
-    """Keep other processes out of the folder while the block runs; the lock goes with the process, however it ends.
-
-    Raises:
-        DtkdError: the folder cannot be written, or another process trains in it.
-    """
-    ensure_dir(run)
-    with open(run / ".lock", "w") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked readers would hold it after our death
-        except (BlockingIOError, PermissionError) as error:
-            raise DtkdError(f"another process is training in {run}: wait for it, or choose another folder") from error
-        yield
 
 
 def clear(run: Path) -> None:
@@ -70,7 +52,8 @@ def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch
     """
     if settings.model.scale != dataset.scale:
         raise DtkdError(
-            f"{dataset.cache} holds x{dataset.scale} pairs, model.scale is {settings.model.scale}: set it so"
+            f"model.scale is {settings.model.scale}, but {dataset.cache} holds x{dataset.scale} pairs: "
+            f"set model.scale={dataset.scale}, or make a cache with --scale {settings.model.scale}"
         )
     latest = checkpoint.newest(run)
     if latest is None:

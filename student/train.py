@@ -22,18 +22,19 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from pipeline.errors import DtkdError
+from pipeline.fidelity import psnr_y
 from pipeline.images import to_image, to_tensor
 from pipeline.progress import OnProgress, ProgressEvent
+from pipeline.runlog import RunLog
+from pipeline.runs import claim
+from pipeline.stop import StopSignals
 from student import run as folder
 from student.checkpoint import Training, TrainState
 from student.loss import LossParts, distillation_loss
-from student.metrics import psnr_y
 from student.model import SwinIR
 from student.run import Resume
-from student.runlog import RunLog
 from student.schedule import distill_weight, ema_decay, learning_rate
 from student.settings import RunSettings, TrainSettings
-from student.stop import StopSignals
 from student.stream import Batch, CacheDataset, batches, open_cache
 
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
@@ -104,7 +105,7 @@ def train(
     with ExitStack() as stack:
         with accelerator.main_process_first():
             if accelerator.is_main_process:
-                stack.enter_context(folder.claim(run))
+                stack.enter_context(claim(run))
                 if resume == "fresh":
                     folder.clear(run)
             training, state = folder.begin(run, settings, dataset, accelerator.device)

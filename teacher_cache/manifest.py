@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes, json_bytes
-from pipeline.schema import SCHEMA, Drift, Manifest, Sample, ShardRecord
+from pipeline.files import atomic_write_bytes
+from pipeline.schema import SCHEMA, Drift, Manifest, Sample, ShardRecord, canonical_bytes
 from teacher_cache.plan import Plan, load_plan
 from teacher_cache.writer import clean_parts, read_record
 
@@ -29,7 +29,7 @@ def finalize(cache: Path) -> Manifest:
             raise DtkdError(f"{cache}: shard {shard.name} is not done; run the same `dtkd teacher-cache` again")
         records.append(record)
     manifest = merge(plan, tuple(records))
-    data, path = json_bytes(manifest.to_json()), cache / "manifest.json"
+    data, path = canonical_bytes(manifest.to_json()), cache / "manifest.json"
     if not path.exists() or path.read_bytes() != data:
         atomic_write_bytes(path, data)
     for shard in plan.shards:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -49,6 +48,7 @@ class PatchDataset(Dataset[Patch]):
     def __init__(
         self, sources: Sequence[Source], degradation: Degradation, patch: int, mild_share: float, seed: int
     ) -> None:
+        """Take the photos and settings; see the class."""
         self.sources, self.degradation, self.patch = sources, degradation, patch
         self.mild_share, self.seed = mild_share, seed
         self.mild = dataclasses.replace(degradation, real=mild(degradation.real))
@@ -94,7 +94,8 @@ def _random_crop(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.n
 def mild(real: RealSettings) -> RealSettings:
     """The camera's share of the `real` model: one blur, one reduction, little noise, light JPEG.
 
-    Real LR photos (RealSR, DRealSR) are nearer to this than to two full rounds; a teacher that only saw those smooths them.
+    Real LR photos (RealSR, DRealSR) are nearer to this than to two full rounds; a teacher that saw only those would
+    smooth them.
     """
     first = dataclasses.replace(
         real.first,

@@ -19,9 +19,19 @@ from pipeline import pairs
 from pipeline.corpus import Corpus, Skipped, Source
 from pipeline.degrade import Degradation
 from pipeline.errors import DtkdError
-from pipeline.files import create_exclusive, json_bytes, read_json, sample_file
+from pipeline.files import create_exclusive, read_json, sample_file
 from pipeline.pairs import Tile
-from pipeline.schema import SCHEMA, Json, Split, canonical_json, check_schema, difference, digest, shard_name
+from pipeline.schema import (
+    SCHEMA,
+    Json,
+    Split,
+    canonical_bytes,
+    canonical_json,
+    check_schema,
+    difference,
+    digest,
+    shard_name,
+)
 from teacher_cache.lease import TTL
 from teacher_cache.teachers import ImportedTeacher, Teacher
 
@@ -181,7 +191,7 @@ def freeze(cache: Path, plan: Plan) -> None:
     Raises:
         DtkdError: the cache was begun with another corpus, teacher or setting (names the fields that differ).
     """
-    if create_exclusive(cache / "plan.json", json_bytes(plan.to_json())):
+    if create_exclusive(cache / "plan.json", canonical_bytes(plan.to_json())):
         return
     old = load_plan(cache)
     changes = difference(old.fingerprint, plan.fingerprint)

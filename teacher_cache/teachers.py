@@ -3,8 +3,8 @@
 B batch, h w height and width of the LR image, s scale.
 
 Five kinds, by name: `embedded` (ours, weights in this package), a folder that `dtkd train-teacher` wrote, `ldm` and
-`sd-x4` (diffusers' super-resolution pipelines by repository id or folder: `ldm:FOLDER`), and `import:DIR` (pictures that
-another system made). Only this module and train_teacher's own know diffusers.
+`sd-x4` (diffusers' super-resolution pipelines by repository id or folder: `ldm:FOLDER`), and `import:DIR` (pictures
+that another system made). Only this module, `haar_diffusion` and `teacher_run` know diffusers.
 """
 
 import hashlib
@@ -160,7 +160,9 @@ def load(
     elif kind == "sd-x4":
         teacher = _load_sd_x4(where or SD_X4_REPOSITORY, steps, device, dtype)
     else:
-        teacher = _load_embedded(name, EMBEDDED if name == "embedded" else Path(name).expanduser(), steps, device, dtype)
+        teacher = _load_embedded(
+            name, EMBEDDED if name == "embedded" else Path(name).expanduser(), steps, device, dtype
+        )
     if teacher.scale != scale:
         raise DtkdError(f"the teacher {name} is made for scale {teacher.scale}, got --scale {scale}")
     return teacher
@@ -200,7 +202,7 @@ def _load_ldm(where: str, steps: int | None, device: str, dtype: Dtype | None) -
     if dtype not in (None, "fp32"):
         raise DtkdError(f"the ldm teacher runs in fp32 only (diffusers' pipeline fails in {dtype}): leave out --dtype")
     pipe = _from_pretrained(LDMSuperResolutionPipeline, where, "fp32", device)
-    # DDIM with eta 0 only: under Euler and LMS the pipeline scales the LR image too, and eta > 0 ignores the generators.
+    # DDIM with eta 0 only: under Euler and LMS the pipeline scales the LR image too, eta > 0 ignores the generators.
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
 
     def call(pipe: Any, lr: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
@@ -262,5 +264,5 @@ def _weights_hash(pipe: Any) -> str:
         if isinstance(module, torch.nn.Module):
             for name, value in sorted(module.state_dict().items()):
                 digest.update(f"{part}.{name}:{tuple(value.shape)}:{value.dtype}".encode())
-                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.dim() else b"")
+                digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -21,8 +21,8 @@ from typing import IO
 from webdataset.writer import TarWriter
 
 from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes, atomic_write_json, fsync_dir, read_json, sha256_file
-from pipeline.schema import MEMBERS, SCHEMA, Member, Sample, SampleError, ShardRecord, canonical_json
+from pipeline.files import atomic_write_bytes, fsync_dir, read_json, sha256_file
+from pipeline.schema import MEMBERS, SCHEMA, Member, Sample, SampleError, ShardRecord, canonical_bytes, canonical_json
 from pipeline.shards import DamagedShardError, check_size, done_path, read_member, shard_path
 from teacher_cache.lease import Lease
 from teacher_cache.plan import PlannedShard
@@ -112,7 +112,7 @@ class ShardWriter:
             raise LostLeaseError
         os.replace(self._part_path, shard_path(self._cache, self._shard.name))
         fsync_dir(self._cache)
-        atomic_write_json(done_path(self._cache, self._shard.name), record.to_json())
+        atomic_write_bytes(done_path(self._cache, self._shard.name), canonical_bytes(record.to_json()))
         clean_parts(self._cache, self._shard.name)
         return record
 
@@ -172,8 +172,8 @@ def reopen(cache: Path, shard: PlannedShard, fingerprint: str) -> None:
         lines = [{"schema": SCHEMA, "name": shard.name, "fingerprint": fingerprint}]
         lines += [{"sample": sample.to_json(), "seconds": seconds} for sample in record.ok]
         if record.fingerprint == fingerprint:
-            text = "".join(canonical_json(line) + "\n" for line in lines)
-            atomic_write_bytes(cache / "parts" / f"{shard.name}.reopened.jsonl", text.encode())
+            text = b"".join(canonical_bytes(line) for line in lines)
+            atomic_write_bytes(cache / "parts" / f"{shard.name}.reopened.jsonl", text)
     path.unlink(missing_ok=True)
     fsync_dir(path.parent)
 

@@ -21,11 +21,10 @@ from teacher_cache import teachers
 from teacher_cache.haar_diffusion import HaarDiffusionPipeline, fold, unfold, upsample
 
 
-def haar_pipeline(scale=4, **options):
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        in_channels=3 * scale**2 + 3,
-        out_channels=3 * scale**2,
+def haar_network(inputs, outputs):
+    return UNet2DModel(
+        in_channels=inputs,
+        out_channels=outputs,
         block_out_channels=(8, 16),
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * 2,
@@ -33,6 +32,11 @@ def haar_pipeline(scale=4, **options):
         add_attention=False,
         norm_num_groups=4,
     )
+
+
+def haar_pipeline(scale=4, **options):
+    torch.manual_seed(0)
+    channels, levels = 3 * scale**2, scale.bit_length() - 1
     scheduler = DDIMScheduler(
         beta_schedule="squaredcos_cap_v2",
         prediction_type="sample",
@@ -40,8 +44,16 @@ def haar_pipeline(scale=4, **options):
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
-    levels = scale.bit_length() - 1
-    return HaarDiffusionPipeline(unet, scheduler, scale, [0.3, 0.2, 0.1, 0.05][: levels + 1], **options)
+    pipe = HaarDiffusionPipeline(
+        haar_network(3, channels),
+        haar_network(2 * channels + 3, channels),
+        scheduler,
+        scale,
+        [[0.3, 0.2], [0.2, 0.1], [0.1, 0.05], [0.05, 0.03]][: levels + 1],
+        **options,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -114,36 +126,36 @@ def test_fold_is_orthonormal_and_inverted_by_unfold(levels):
     torch.testing.assert_close(unfold(z, levels), x, atol=1e-6, rtol=0)
 
 
-def test_encode_and_decode_are_inverse():
-    pipe = haar_pipeline()
-    hr, lr = torch.rand(1, 3, 64, 64), torch.rand(1, 3, 16, 16)
+@pytest.mark.parametrize("scale", [2, 4])
+def test_encode_and_decode_are_inverse(scale):
+    pipe = haar_pipeline(scale)
+    hr, lr = torch.rand(1, 3, 16 * scale, 16 * scale), torch.rand(1, 3, 16, 16)
     torch.testing.assert_close(pipe.decode(pipe.encode(hr, lr), lr), hr, atol=1e-5, rtol=0)
 
 
-def test_sampling_from_an_oracle_that_knows_the_answer_returns_it():
-    """With a network that predicts the clean coefficients exactly, every number of steps ends at the HR image."""
+def test_sampling_with_an_oracle_that_knows_the_residual_returns_the_photo():
+    """With a network that sees the clean residual exactly, every number of steps ends at the HR image."""
     pipe = haar_pipeline()
-    pipe.set_progress_bar_config(disable=True)
     hr, lr = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 8, 8)
-    clean = pipe.encode(hr, lr)
-    pipe.predict = lambda noisy, t, lr: clean
+    clean = (pipe.encode(hr, lr) - pipe.predict(lr).detach()) / pipe.band_factors(lr.device)
+    pipe.refine = lambda noisy, t, prediction, lr: clean
     for steps in (1, 2, 7):
         out = pipe(lr, [torch.Generator().manual_seed(0)], num_inference_steps=steps)
         torch.testing.assert_close(out, hr, atol=1e-4, rtol=0)
 
 
-def test_zero_network_leaves_the_bicubic_base():
+def test_networks_that_answer_zero_leave_the_bicubic_base():
     pipe = haar_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    pipe.predict = lambda noisy, t, lr: torch.zeros_like(noisy)
+    pipe.predict = pipe.refine = lambda *inputs: torch.zeros(1, 48, 8, 8)
     lr = torch.rand(1, 3, 8, 8)
     out = pipe(lr, [torch.Generator().manual_seed(0)])
     torch.testing.assert_close(out, upsample(lr, 4).clamp(0, 1), atol=1e-5, rtol=0)
 
 
-def test_haar_pipeline_refuses_a_network_for_another_scale():
-    with pytest.raises(DtkdError, match="x2 teacher needs 2 band scales and 15 UNet inputs"):
-        HaarDiffusionPipeline(haar_pipeline().unet, DDIMScheduler(), scale=2, band_scale=[1, 1])
+def test_haar_pipeline_refuses_networks_for_another_scale():
+    pipe = haar_pipeline()
+    with pytest.raises(DtkdError, match="x2 teacher needs 2 band scales and 27 UNet inputs, got 2 and 99"):
+        HaarDiffusionPipeline(pipe.predictor, pipe.unet, DDIMScheduler(), scale=2, band_scale=[[1, 1]] * 2)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,16 @@ import torch
 from safetensors.torch import load_file
 from tiny_cache import write_cache
 
-from pipeline import config
+from pipeline import config, runlog
 from pipeline.errors import DtkdError
-from student import checkpoint, run, runlog
+from pipeline.runs import claim
+from pipeline.stop import StopSignals
+from student import checkpoint, run
 from student import train as train_module
 from student.settings import RunSettings
 from student.train import train
 
+ROOT = Path(__file__).parents[1]
 BASE = (
     "model.preset=tiny", "model.drop_path=.2", "train.steps=10", "train.batch_size=2", "train.patch=8", "train.lr=2e-3",
     "train.lr_warmup=2", "train.save_every=3", "train.val_every=5", "train.log_every=2", "train.device=cpu",
@@ -30,9 +33,9 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from pipeline import config
-from student import checkpoint
 from student.train import RunSettings, train
 
+rename = os.replace
 cache, run, moment, threads = sys.argv[1:5]
 torch.set_num_threads(int(threads))
 
@@ -43,7 +46,7 @@ def on_progress(event):
     if moment == "between steps" and event.done == 5:
         die()
     if moment == "while saving" and event.done == 5:
-        checkpoint.os.replace = die
+        os.replace = lambda source, target: die() if Path(target).name.startswith("step-") else rename(source, target)
 
 train(Path(cache), Path(run), config.load(RunSettings, None, sys.argv[5:]), on_progress=on_progress)
 """
@@ -111,7 +114,7 @@ def test_what_a_run_leaves_can_be_used(reference):
 def test_a_killed_run_ends_with_the_same_bits(cache, reference, tmp_path, moment):
     path = tmp_path / "run"
     arguments = [sys.executable, "-c", CHILD, cache, path, moment, str(torch.get_num_threads()), *BASE]
-    child = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    child = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert checkpoint.read_state(checkpoint.newest(path)).step == 3
     assert rows(path)[-1]["step"] > 3  # the log had gone on past the checkpoint
@@ -121,20 +124,29 @@ def test_a_killed_run_ends_with_the_same_bits(cache, reference, tmp_path, moment
     assert_same_run(path, reference.run)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends_and_the_run_goes_on(cache, reference, tmp_path, number):
-    before = signal.getsignal(number)
+def test_a_signal_saves_and_ends_and_the_run_goes_on(cache, reference, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
 
     def interrupt(event):
         if event.done == 4:
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     stopped = train(cache, tmp_path, settings(), on_progress=interrupt)
     assert (stopped.step, stopped.finished) == (5, False)
     assert checkpoint.read_state(checkpoint.newest(tmp_path)).step == 5
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGTERM) is before
     train(cache, tmp_path, settings())
     assert_same_run(tmp_path, reference.run)
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    with StopSignals() as signals:
+        assert not signals.requested
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_finished_run_is_not_trained_again(cache, reference):
@@ -191,8 +203,9 @@ def test_a_step_with_nan_is_left_out_and_counted(cache, tmp_path, monkeypatch):
 
 
 def test_a_run_that_diverges_ends_and_keeps_its_checkpoint(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "PATIENCE", 3)
     poison(monkeypatch, set(range(2, 1000)))
-    with pytest.raises(DtkdError, match=r"diverged: .* steps 3 to 12; the last checkpoint is kept"):
+    with pytest.raises(DtkdError, match=r"diverged: .* steps 3 to 5; the last checkpoint is kept"):
         train(cache, tmp_path, settings("train.steps=50", "train.save_every=2", "data.workers=0"))
     assert all(torch.isfinite(tensor).all() for tensor in tensors(tmp_path).values())
 
@@ -238,11 +251,11 @@ def test_bad_settings_are_refused(override, words):
         settings("train.patch=9", override)
 
 
-def test_a_run_belongs_to_one_process(cache, tmp_path):
+def test_a_run_belongs_to_one_process(tmp_path):
     """The lock is a process's own, so the second one must be a real one."""
-    arguments = [sys.executable, "-c", CHILD, cache, tmp_path, "", "1", *BASE]
-    with run.claim(tmp_path):
-        child = subprocess.run(arguments, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    code = f"from pathlib import Path; from pipeline.runs import claim; claim(Path({str(tmp_path)!r})).__enter__()"
+    with claim(tmp_path):
+        child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "another process is training" in child.stderr.strip().splitlines()[-1]
 
 
@@ -271,10 +284,7 @@ def test_two_processes_train_as_one(cache, reference, tmp_path):
     alone = train(cache, tmp_path / "one", config.load(RunSettings, None, plain))
     base = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
     arguments = [sys.executable, "-c", CHILD, cache, tmp_path / "two", "", "1", *plain]
-    ranks = [
-        subprocess.Popen(arguments, env=base | {"RANK": str(r), "LOCAL_RANK": str(r)}, cwd=Path(__file__).parents[1])
-        for r in range(2)
-    ]
+    ranks = [subprocess.Popen(arguments, env=base | {"RANK": str(r), "LOCAL_RANK": str(r)}, cwd=ROOT) for r in range(2)]
     assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
     for a, b in zip(checkpoint.load(alone.student).parameters(),
                     checkpoint.load(tmp_path / "two" / run.STUDENT).parameters(), strict=True):  # fmt: skip

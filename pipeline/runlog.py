@@ -23,7 +23,7 @@ CURVES = {
     "grad_norm": "train/grad_norm",
     "val_psnr_y": "val/psnr_y",
 }
-"""Name in log.jsonl -> name in TensorBoard."""
+"""Name in log.jsonl -> name in TensorBoard, where that is not train/NAME."""
 
 
 class RunLog:
@@ -52,8 +52,7 @@ class RunLog:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            if name in CURVES:
-                self._board.add_scalar(CURVES[name], value, step)
+            self._board.add_scalar(CURVES.get(name, f"train/{name}"), value, step)
 
 
 def read_log(run: Path, last_step: int | None = None) -> list[dict[str, Any]]:
