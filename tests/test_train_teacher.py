@@ -1,0 +1,193 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from skimage import data as photos
+
+from pipeline.degrade import Degradation
+from pipeline.errors import DtkdError
+from teacher_cache import teachers
+from teacher_cache.patches import PatchDataset, mild
+from teacher_cache.train_teacher import TeacherTraining, learning_rate, train_teacher
+
+TINY = TeacherTraining(
+    steps=6,
+    batch_size=2,
+    patch=8,
+    channels=(8, 16),
+    layers=1,
+    hold_out=1,
+    save_every=2,
+    workers=0,
+    bf16=False,
+)
+REAL = Degradation("real", 4)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("astronaut", "coffee", "chelsea"):
+        Image.fromarray(getattr(photos, name)()[100:228, 100:260]).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    return train_teacher(str(corpus), out, REAL, TINY), out
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / "step-00000006" / "training.safetensors")
+
+
+def assert_same_training(one, two):
+    one, two = weights(one), weights(two)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=0, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_training_ends_with_a_teacher_that_restores(trained):
+    result, out = trained
+    assert result.finished
+    assert not result.reused
+    teacher = teachers.load(str(out))
+    lr = torch.rand(1, 3, 16, 20)
+    assert teacher.restore(lr, [1]).shape == (1, 3, 64, 80)
+    assert max(f.stat().st_size for f in (out / "teacher").rglob("*")) < 16 * 2**20
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "val_psnr_y" in row] == [2, 4, 6]
+    picture = np.asarray(Image.open(out / "samples" / "step-00000006.png"))
+    assert picture.shape == (128, 3 * 160, 3)  # bicubic | restored | true
+
+
+def test_both_networks_are_trained_one_after_the_other(trained):
+    _, out = trained
+    end = weights(out)
+    middle = load_file(out / "checkpoints" / "step-00000004" / "training.safetensors")
+    changed = {
+        name.split("/")[1].split(".")[0]
+        for name in end
+        if name.startswith("model/") and (end[name] != middle[name]).any()
+    }
+    assert {name.removeprefix("model/").partition(".")[0] for name in names} == {"unet"}
+
+
+def test_a_finished_run_is_only_reported(trained, corpus):
+    result, out = trained
+    again = train_teacher(str(corpus), out, REAL, TINY)
+    assert again.reused
+    assert again.psnr_y == result.psnr_y
+
+
+def test_a_run_killed_anywhere_ends_with_the_same_bits(trained, corpus, tmp_path):
+    """SIGKILL at every step of a run in turn; the last process ends it."""
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pipeline import torchvision_guard; torchvision_guard.apply()\n"
+        "from test_train_teacher import REAL, TINY, train_teacher\n"
+        "def die(event):\n"
+        "    if event.done >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train_teacher(sys.argv[1], Path(sys.argv[2]), REAL, TINY, die)\n"
+    )
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    for step in (3, 5):
+        run = subprocess.run([sys.executable, "-c", script, str(corpus), str(out), str(step)], env=environment)
+        assert run.returncode == -signal.SIGKILL
+    assert train_teacher(str(corpus), out, REAL, TINY).finished
+    assert_same_training(trained[1], out)
+    assert not list((out / "checkpoints").glob(".*"))
+
+
+def test_other_settings_are_refused_and_free_ones_are_not(trained, corpus):
+    _, out = trained
+    with pytest.raises(DtkdError, match=r"settings.lr: 0.0005 -> 0.1"):
+        train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, lr=0.1))
+    with pytest.raises(DtkdError, match=r"degradation\.kind"):
+        train_teacher(str(corpus), out, Degradation("bicubic", 4), TINY)
+    assert train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, save_every=3, workers=1)).reused
+
+
+def test_workers_do_not_change_the_weights(trained, corpus, tmp_path):
+    train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, workers=2))
+    assert_same_training(trained[1], tmp_path)
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
+    out = tmp_path / "run"
+    train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, steps=2))
+    path = out / "checkpoints" / "step-00000002" / "training.safetensors"
+    before = path.read_bytes()
+    config = json.loads((out / "config.json").read_text())
+    config["settings"]["steps"], config["settings"]["lr"] = 6, 1e30
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DtkdError, match="lower lr"):
+        train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, lr=1e30))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch": 9}, "patch must be a multiple of 2"),
+        ({"channels": (12, 16)}, "channels must be multiples of 8"),
+        ({"decay": 2.0}, "decay must be within 0..1, got 2.0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"workers": -1}, "workers, hold_out and seed"),
+    ],
+)
+def test_settings_that_no_run_can_have(change, message):
+    with pytest.raises(DtkdError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_corpora_that_no_run_can_have(corpus, tmp_path):
+    with pytest.raises(DtkdError, match="3 usable photos cannot spare hold_out=3"):
+        train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, hold_out=3))
+    with pytest.raises(DtkdError, match="scale 2, 4 or 8, got 3"):
+        train_teacher(str(corpus), tmp_path, Degradation("real", 3), TINY)
+
+
+def test_patches_are_functions_of_seed_and_index(corpus):
+    from pipeline.corpus import scan
+
+    sources = scan(corpus).sources
+    one, two = (PatchDataset(sources, REAL, 8, 0.5, 3) for _ in range(2))
+    assert torch.equal(one[5].lr, (two[0], two[5])[1].lr)
+    assert not torch.equal(one[5].hr, one[6].hr)
+    assert not torch.equal(one[5].hr, PatchDataset(sources, REAL, 8, 0.5, 4)[5].hr)
+    assert one[5].lr.shape == (3, 8, 8)
+    assert one[5].hr.shape == (3, 32, 32)
+
+
+def test_mild_patches_are_nearer_to_the_photo(corpus):
+    from pipeline.corpus import scan
+
+    sources = scan(corpus).sources
+
+    def distance(share):
+        data = PatchDataset(sources, REAL, 16, share, 0)
+        pairs = [data[i] for i in range(24)]
+        return np.mean([(torch.nn.functional.avg_pool2d(hr, 4) - lr).abs().mean().item() for lr, hr in pairs])
+
+    assert distance(1.0) < 0.6 * distance(0.0)
+    assert mild(REAL.real).first.noise_sigma[1] < REAL.real.first.noise_sigma[1]
+
+
+def test_learning_rate_rises_stays_and_falls():
+    rates = [learning_rate(step, 1000, 0.3) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 200)
+    assert rates[300] == 1
+    assert rates[850] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(1 / 300)
