@@ -32,6 +32,11 @@ def canonical_json(obj: object) -> str:
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+def canonical_bytes(obj: object) -> bytes:
+    """`canonical_json` as a file: plans, records and manifests are long, so without indentation."""
+    return f"{canonical_json(obj)}\n".encode()
+
+
 def digest(obj: object) -> str:
     """24 hex digits of blake2b over the canonical JSON of `obj`."""
     return hashlib.blake2b(canonical_json(obj).encode(), digest_size=12).hexdigest()

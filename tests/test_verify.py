@@ -108,7 +108,7 @@ def test_the_manifest_must_say_what_the_records_say(corpus, cache, harm):
     if harm == "missing":
         path.unlink()
     elif harm == "other":
-        path.write_text(path.read_text().replace('"planned": 17', '"planned": 18'))
+        path.write_text(path.read_text().replace('"planned":17', '"planned":18'))
     else:
         path.write_text("{")
     result = verify_cache(cache, repair=True)
