@@ -108,13 +108,14 @@ def report(title: str, *, quiet: bool = False, stream: IO[str] | None = None) ->
 
 
 def _plain(title: str, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> OnProgress:
-    pace, shown = Pace(clock), -PLAIN_SECONDS
+    pace, shown, last = Pace(clock), -PLAIN_SECONDS, None
 
     def show(event: ProgressEvent) -> None:
-        nonlocal shown
+        nonlocal shown, last
         rate, left = pace.observe(event)
-        if clock() - shown >= PLAIN_SECONDS or (event.total and event.done >= event.total):
-            shown = clock()
+        complete = event.done >= event.total > 0
+        if event != last and (complete or clock() - shown >= PLAIN_SECONDS):
+            shown, last = clock(), event
             print(plain_line(title, event, rate, left), file=stream, flush=True)
 
     return show

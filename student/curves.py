@@ -131,7 +131,7 @@ def _figure(ylabel: str, draw: Callable[[Axes], None]) -> str:
         axes.set_ylabel(ylabel)
         axes.set_ylim(bottom=0 if axes.get_ylim()[0] < 0.5 * axes.get_ylim()[1] else None)
         axes.grid(axis="y", alpha=0.18, color=_INK)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         plt.close(figure)

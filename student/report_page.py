@@ -24,6 +24,7 @@ from student.metrics import Image, Metric
 BICUBIC, TEACHER, TRUTH = "LR (bicubic)", "teacher", "GT"
 GT_ONLY, DTKD = "GT-only student", "DTKD student"
 DETAIL = 72  # side of the enlarged square, HR pixels
+MEANINGFUL = 0.05  # an advantage of the teacher below this share of the figure is noise, and a share of it is none
 _METRIC_LABELS = {"teacher_psnr_y": "psnr_y to teacher"}
 
 
@@ -181,7 +182,7 @@ def _gap(report: Report, metric: Metric) -> str:
     if before is None or after is None or goal is None:
         return ""
     sign = -1 if metric.lower_is_better else 1
-    if sign * (goal - before) <= 0:
+    if sign * (goal - before) < MEANINGFUL * abs(before):
         return ""
     return f"{(after - before) / (goal - before):.0%} in {metric.name}"
 
@@ -248,7 +249,7 @@ def _times_table(report: Report, manifest: Manifest) -> str:
             )
         )
     body = "".join(f"<tr><th scope=row>{name}</th><td>{value}</td></tr>" for name, value in rows)
-    return f"<table><tbody>{body}</tbody></table>"
+    return f"<table class=compact><tbody>{body}</tbody></table>"
 
 
 def _provenance(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -> str:
@@ -281,7 +282,7 @@ def _settings_table(runs: Sequence[ReportRun]) -> str:
 
 
 def _key_table(heads: Sequence[str], rows: Sequence[tuple[str, list[Any]]]) -> str:
-    head = "".join(f"<th scope=col>{html.escape(h)}</th>" for h in heads)
+    head = "".join(f"<th scope=col class=wrap>{html.escape(h)}</th>" for h in heads)
     body = "".join(
         f"<tr><th scope=row><code>{html.escape(key)}</code></th>"
         + "".join(f"<td class=wrap>{html.escape(str(v))}</td>" for v in values)

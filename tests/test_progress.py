@@ -41,7 +41,8 @@ def test_quiet_shows_nothing_and_plain_goes_to_the_stream():
     assert stream.getvalue() == ""
     with progress.report("work", stream=stream) as show:
         show(ProgressEvent(1, 1, "steps"))
-    assert stream.getvalue() == "work: 1/1 steps\n"
+        show(ProgressEvent(1, 1, "steps"))
+    assert stream.getvalue() == "work: 1/1 steps\n", "the same news twice is one line"
 
 
 def test_bar_on_a_terminal_shows_count_and_note(monkeypatch):
