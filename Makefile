@@ -30,12 +30,12 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 12 minutes on two cores)
-	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2
+	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2 --seed 27
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
 	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd
 
-teacher-cache: $(STAMP)  ## stage one: CORPUS=~/photos CACHE=runs/cache TEACHER=embedded ARGS="--degradation real"
+teacher-cache: $(STAMP)  ## stage one: CORPUS=~/photos CACHE=runs/cache TEACHER=embedded ARGS="--degradation bicubic"
 	$(BIN)/dtkd teacher-cache "$(CORPUS)" "$(CACHE)" --teacher "$(TEACHER)" $(ARGS)
 
 train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=my.toml ARGS="--set train.steps=2000"

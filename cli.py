@@ -94,7 +94,7 @@ def teacher_cache(
         Path, typer.Argument(metavar="CACHE", help="Folder to write; the same command goes on.", show_default=False)
     ],
     teacher: Annotated[str, typer.Option(help="embedded, ldm[:ID], sd-x4[:ID], FOLDER, or import:FOLDER")] = "embedded",
-    degradation: Annotated[_Kind | None, typer.Option(help="How LR images are made.  [default: bicubic]")] = None,
+    degradation: Annotated[_Kind | None, typer.Option(help="How LR images are made.  [default: real]")] = None,
     scale: Annotated[int | None, typer.Option(help="HR pixels to an LR pixel.  [default: 4]")] = None,
     tile: Annotated[int | None, typer.Option(help="Side of a training tile in HR pixels.  [default: 256]")] = None,
     steps: Annotated[int | None, typer.Option(help="Network evaluations an image.  [default: the teacher's]")] = None,

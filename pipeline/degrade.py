@@ -152,7 +152,7 @@ class RealSettings:
 class Degradation:
     """What makes the LR image: `bicubic`, `real`, or nothing because the corpus is `paired`."""
 
-    kind: Literal["bicubic", "real", "paired"] = "bicubic"
+    kind: Literal["bicubic", "real", "paired"] = "real"
     scale: int = 4
     """HR pixels to an LR pixel, along a side."""
     real: RealSettings = RealSettings()

@@ -167,7 +167,7 @@ def make_plan(
     """
     sources = _limited(corpus.sources, settings.limit)
     identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
-    halves = corpora.split(sources, settings.hold_out)
+    halves = corpora.split(sources, settings.hold_out, settings.seed)
     degradation = settings.degradation
     plan = Plan(
         corpus=corpus.name,
