@@ -108,10 +108,10 @@ def _kind(path: Path) -> str:
             start = file.read(9)
     except OSError as error:
         raise DtkdError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
+        return "safetensors"  # first, because one in 32 begins with a pickle's byte: the length of its header
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return "torch"
-    if len(start) == 9 and start[8:] == b"{" and struct.unpack("<Q", start[:8])[0] < path.stat().st_size:
-        return "safetensors"
     raise _no_checkpoint(path, "it is neither a safetensors nor a torch file")
 
 
