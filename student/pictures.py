@@ -123,10 +123,10 @@ def _from_cmyk(image: Image.Image, icc: bytes | None) -> Image.Image:
 
 
 def _metadata(image: Image.Image) -> Metadata:
-    dpi = image.info.get("dpi")
-    dpi = tuple(float(value) for value in dpi) if dpi and len(dpi) == 2 else None
-    valid = dpi and all(0 < value < 1e6 for value in dpi)
-    return Metadata(image.info.get("icc_profile") or None, _exif(image), dpi if valid else None)
+    dpi = image.info.get("dpi") or (0, 0)
+    horizontal, vertical = float(dpi[0]), float(dpi[-1])
+    valid = 0 < horizontal < 1e6 and 0 < vertical < 1e6
+    return Metadata(image.info.get("icc_profile") or None, _exif(image), (horizontal, vertical) if valid else None)
 
 
 def _exif(image: Image.Image) -> bytes | None:

@@ -70,7 +70,7 @@ class _Entry(NamedTuple):
     """Value of a tag: TIFF's number for the type, how many, and their bytes."""
 
     kind: int
-    count: int
+    length: int
     data: bytes
 
 
@@ -141,5 +141,5 @@ def _directory(entries: dict[int, _Entry], at: int) -> bytes:
         value = entry.data.ljust(4, b"\0")
         if len(value) > 4:
             value, values = struct.pack("<I", behind + len(values)), values + value + b"\0" * (len(value) % 2)
-        head += struct.pack("<HHI", tag, entry.kind, entry.count) + value
+        head += struct.pack("<HHI", tag, entry.kind, entry.length) + value
     return head + b"\0\0\0\0" + values
