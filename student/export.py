@@ -1,0 +1,175 @@
+"""Export a student: safetensors for other SwinIR programs, ONNX for other runtimes, a Hugging Face folder for sharing.
+
+B batch, H W height and width in LR pixels, S scale.
+"""
+
+import secrets
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from pipeline.errors import DtkdError
+from pipeline.files import atomic_write_bytes, ensure_dir
+from student.network import find_checkpoint
+from student.swinir import SwinIR
+from student.weights_io import load_student, read_metadata, save_student
+
+Format = Literal["safetensors", "onnx", "huggingface"]
+OPSET = 17
+CHECKED_SIZES = ((1, 3, 24, 24), (2, 3, 17, 40), (1, 3, 64, 33))
+"""(B, 3, H, W) on which ONNX Runtime must agree with torch: square, odd with a batch, and above one window row."""
+TOLERANCE = 1e-4
+"""Largest absolute difference that is accepted, on a scale where white is 1."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    path: Path
+    format: Format
+    bytes: int
+    error: float | None
+    """ONNX: largest absolute difference from torch over `CHECKED_SIZES`."""
+
+
+def export(checkpoint: str | Path, out: Path, kind: Format, *, half: bool = False) -> Exported:
+    """Write a student in another form.
+
+    Args:
+        checkpoint: any file that `load_student` reads, a run folder, or the name of a shipped student.
+        out: the file to write; a folder for `huggingface`.
+        kind: safetensors in the layout of official SwinIR, which spandrel (chaiNNer, ComfyUI) recognises; onnx with
+            dynamic batch, height and width; or huggingface, see `student.hub`.
+        half: store weights as float16, half the size. Computing stays in float32: SwinIR overflows in float16.
+
+    Raises:
+        DtkdError: no such checkpoint, an output that cannot be written, weights that float16 cannot hold, no onnx
+            installed, or an ONNX file that computes something else.
+    """
+    checkpoint = find_checkpoint(str(checkpoint))
+    model = load_student(checkpoint)
+    metadata = {key: value for key, value in read_metadata(checkpoint).items() if key not in ("preset", "scale")}
+    if half:
+        _round_to_half(model)
+    if kind == "huggingface":
+        return _export_folder(model, out, metadata, half)
+    if out.is_dir():
+        raise DtkdError(f"{out} must be a file name, but it is a folder: add a name such as student.{kind}")
+    ensure_dir(out.parent)
+    if kind == "safetensors":
+        save_student(_stored(model, half), out, metadata)
+        return Exported(out, kind, out.stat().st_size, None)
+    error = _export_onnx(model, out, metadata, half)
+    return Exported(out, kind, out.stat().st_size, error)
+
+
+def _round_to_half(model: SwinIR) -> None:
+    """Give every parameter a value that float16 holds exactly.
+
+    Raises:
+        DtkdError: one is too large for it.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            rounded = parameter.half().float()
+            if not rounded.isfinite().all():
+                raise DtkdError(
+                    f"{name} has values up to {parameter.abs().max():.0f}, too large for --half: leave it out"
+                )
+            parameter.copy_(rounded)
+
+
+def _stored(model: SwinIR, half: bool) -> SwinIR:
+    """The model as its file will hold it; `_round_to_half` made sure that nothing is lost."""
+    return model.half() if half else model
+
+
+def _export_folder(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool) -> Exported:
+    from student.hub import HubStudent
+
+    if out.is_file():
+        raise DtkdError(f"{out} must be a folder, but a file is in the way; choose another name")
+    ensure_dir(out)
+    student = HubStudent(model.config, preset=model.preset, metadata=metadata)
+    student.load_state_dict(model.state_dict())
+    _stored(student, half)
+    student.save_pretrained(out)
+    return Exported(out, "huggingface", sum(file.stat().st_size for file in out.iterdir()), None)
+
+
+def _export_onnx(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool) -> float:
+    """Write the file and return its largest difference from torch.
+
+    Raises:
+        DtkdError: onnx or onnxruntime are missing, or the difference is above TOLERANCE; nothing is written then.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise DtkdError(f"ONNX export needs {error.name}: pip install 'dtkd[onnx]'") from error
+    graph = _trace(model, out)
+    if half:
+        _store_as_half(graph)
+    described = {"preset": model.preset, "scale": str(model.scale), "dtkd": str(metadata.get("version", ""))}
+    onnx.helper.set_model_props(graph, {key: value for key, value in described.items() if value})
+    onnx.checker.check_model(graph)
+    data = graph.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    error = max(_difference(model, session, size) for size in CHECKED_SIZES)
+    if not error <= TOLERANCE:
+        raise DtkdError(
+            f"the ONNX file differs from the network by {error:.1e}, more than {TOLERANCE:.0e}: not written"
+        )
+    atomic_write_bytes(out, data)
+    return error
+
+
+def _trace(model: SwinIR, out: Path) -> Any:
+    """ONNX graph of `model`, from lr (B, 3, H, W) to sr (B, 3, S * H, S * W)."""
+    import onnx
+
+    example = torch.zeros(1, 3, 24, 40)
+    dynamic = {"lr": {0: "batch", 2: "height", 3: "width"}, "sr": {0: "batch", 2: "sr_height", 3: "sr_width"}}
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter(
+                "ignore"
+            )  # the newer exporter needs another package; tracing what is constant is right
+            torch.onnx.export(
+                model, (example,), str(temporary), dynamo=False, opset_version=OPSET,
+                input_names=["lr"], output_names=["sr"], dynamic_axes=dynamic,
+            )  # fmt: skip
+        return onnx.load(str(temporary))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _store_as_half(graph: Any) -> None:
+    """Replace float32 weights by float16 ones and a Cast to float32, which runtimes do once, at loading."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = [w for w in graph.graph.initializer if w.data_type == TensorProto.FLOAT and np.prod(w.dims) > 1]
+    casts = []
+    for weight in weights:
+        name, values = weight.name, numpy_helper.to_array(weight)
+        halved = values.astype(np.float16)
+        if not np.array_equal(halved.astype(np.float32), values):
+            continue  # a constant of the graph that is no weight, such as the RGB mean
+        weight.CopyFrom(numpy_helper.from_array(halved, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    for index, cast in enumerate(casts):
+        graph.graph.node.insert(index, cast)
+
+
+def _difference(model: SwinIR, session: Any, size: tuple[int, ...]) -> float:
+    lr = np.random.default_rng(0).random(size, dtype=np.float32)
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(lr)).numpy()
+    return float(np.abs(session.run(None, {"lr": lr})[0] - expected).max())
