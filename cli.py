@@ -344,6 +344,63 @@ def report(
     _tell(as_json, {"report": str(made.path), **times, "evaluation": made.evaluation.to_json()}, lines)
 
 
+@app.command(
+    epilog=_examples(
+        "dtkd upscale photo.jpg photo-x4.png",
+        "dtkd upscale ~/photos ~/photos-x4 --format webp",
+        "dtkd upscale 'scans/**/*.tif' large --checkpoint runs/student --tile 256",
+    )
+)
+def upscale(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Pictures, folders or patterns.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="File for one picture, folder for several.", show_default=False)
+    ],
+    checkpoint: Annotated[
+        str, typer.Option(metavar="NAME|FILE", help="Shipped student, run folder, or weight file.")
+    ] = "light-x4",
+    tile: Annotated[
+        str, typer.Option(metavar="auto|N", help="Largest tile in pixels, a multiple of 8; auto: by free memory.")
+    ] = "auto",
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share, a multiple of 8.")] = 32,
+    kind: Annotated[
+        Literal["png", "webp", "jpg", "tif"] | None,
+        typer.Option("--format", help="Of results in a folder.  [default: the picture's]"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger results.")] = 1100,
+    device: _Device = "auto",
+    as_json: _Json = False,
+) -> None:
+    """Upscale pictures with a student.
+
+    Alpha, 16 bits, EXIF and colour profile are kept. A picture that fails is named, and the others are done; exit code
+    1 then. PNG and TIFF results are written as they come, so that even a large one needs little memory.
+    """
+    from student.network import load_network
+    from student.upscale import UpscaleSettings
+    from student.upscale import upscale as run_upscale
+
+    if tile != "auto" and not tile.isdecimal():
+        raise _UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
+    size = None if tile == "auto" else int(tile)
+    settings = UpscaleSettings(size, overlap, overwrite, f".{kind}" if kind else None, max_megapixels)
+    network = load_network(_home(checkpoint), device)
+    with progress.report("upscale", quiet=_quiet(as_json)) as on_progress:
+        result = run_upscale([_home(name) for name in inputs], output.expanduser(), network, settings, on_progress)
+    lines = [
+        f"{w.source} -> {w.target}: {w.width}x{w.height}, {progress.clock_text(w.seconds)}" for w in result.written
+    ]
+    lines += [f"left alone {item.source}: {item.reason}" for item in result.existing]
+    lines += [f"failed {item.source}: {item.reason}" for item in result.failed]
+    counts = (len(result.written), len(result.existing), len(result.failed))
+    _tell(as_json, result.to_json(), [*lines, "{} written, {} left alone, {} failed".format(*counts)])
+    if result.failed:
+        raise typer.Exit(EXIT_FAILURE)
+
+
 # Settings in, results out ------------------------------------------------------------------------------------------
 
 
