@@ -401,6 +401,39 @@ def upscale(
         raise typer.Exit(EXIT_FAILURE)
 
 
+@app.command(
+    epilog=_examples(
+        "dtkd export runs/student student.safetensors",
+        "dtkd export runs/student student.onnx --format onnx --half",
+        "dtkd export runs/student my-student --format huggingface",
+    )
+)
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(metavar="CHECKPOINT", help="Weight file, run folder or shipped student.", show_default=False),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File to write; a folder for huggingface.", show_default=False)
+    ],
+    kind: Annotated[
+        Literal["safetensors", "onnx", "huggingface"], typer.Option("--format", help="What to write.")
+    ] = "safetensors",
+    half: Annotated[bool, typer.Option("--half", help="Store weights as float16; computing stays float32.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Write a student in a form that other programs read.
+
+    safetensors in SwinIR's own layout (chaiNNer, ComfyUI, spandrel); ONNX of any batch, height and width, compared with
+    the network before it is written; or a folder to share on the Hugging Face Hub.
+    """
+    from student.export import export as run_export
+
+    made = run_export(_home(checkpoint), out.expanduser(), kind, half=half)
+    same = f", differs from the network by at most {made.error:.1e}" if made.error is not None else ""
+    _tell(as_json, _plain(made), [f"{made.path}: {made.format}, {made.bytes / 1e6:.2f} MB{same}"])
+
+
 # Settings in, results out ------------------------------------------------------------------------------------------
 
 
