@@ -74,6 +74,10 @@ class HaarDiffusionPipeline(DiffusionPipeline):
         steps: default number of network evaluations of the refinement (NFE).
     """
 
+    predictor: UNet2DModel
+    unet: UNet2DModel
+    scheduler: DDIMScheduler
+
     def __init__(
         self,
         predictor: UNet2DModel,
@@ -89,12 +93,12 @@ class HaarDiffusionPipeline(DiffusionPipeline):
         self.register_modules(predictor=predictor, unet=unet, scheduler=scheduler)
         pairs = [list(pair) for pair in band_scale]
         self.register_to_config(scale=scale, band_scale=pairs, temperature=temperature, steps=steps)
-        self.levels = int(math.log2(scale))
-        channels = 3 * scale**2
-        if len(pairs) != self.levels + 1 or unet.config.in_channels != 2 * channels + 3:
+        self.scale, self.levels = scale, int(math.log2(scale))
+        inputs, expected = unet.config["in_channels"], 6 * scale**2 + 3
+        if len(pairs) != self.levels + 1 or inputs != expected:
             raise DtkdError(
-                f"a x{scale} teacher needs {self.levels + 1} band scales and {2 * channels + 3} UNet inputs, "
-                f"got {len(pairs)} and {unet.config.in_channels}"
+                f"a x{scale} teacher needs {self.levels + 1} band scales and {expected} UNet inputs, "
+                f"got {len(pairs)} and {inputs}"
             )
 
     def predict(self, lr: Tensor, predictor: torch.nn.Module | None = None) -> Tensor:
@@ -114,16 +118,16 @@ class HaarDiffusionPipeline(DiffusionPipeline):
 
     def encode(self, hr: Tensor, lr: Tensor) -> Tensor:
         """Coefficients (B, K, h, w) of HR (B, 3, s h, s w) beyond bicubic(LR), LR (B, 3, h, w)."""
-        return fold(hr - upsample(lr, self.config.scale), self.levels)
+        return fold(hr - upsample(lr, self.scale), self.levels)
 
     def decode(self, z: Tensor, lr: Tensor) -> Tensor:
         """Images (B, 3, s h, s w), not clipped, from coefficients (B, K, h, w) beyond bicubic(LR)."""
-        return unfold(z, self.levels) + upsample(lr, self.config.scale)
+        return unfold(z, self.levels) + upsample(lr, self.scale)
 
     def band_factors(self, device: torch.device) -> Tensor:
         """`band_scale` for every channel, (1, K, 1, 1)."""
         factors = []
-        for (luma, colour), count in zip(self.config.band_scale, band_channels(self.levels), strict=True):
+        for (luma, colour), count in zip(self.config["band_scale"], band_channels(self.levels), strict=True):
             factors += [luma] * (count // 3) + [colour] * (count // 3 * 2)
         return torch.tensor(factors, device=device).view(1, -1, 1, 1)
 
@@ -135,13 +139,13 @@ class HaarDiffusionPipeline(DiffusionPipeline):
 
         h and w must be multiples of the networks' total downsampling; `teachers.load` pads for its callers.
         """
-        self.scheduler.set_timesteps(num_inference_steps or self.config.steps, device=lr.device)
-        shape = (lr.shape[0], 3 * self.config.scale**2, *lr.shape[-2:])
+        self.scheduler.set_timesteps(num_inference_steps or self.config["steps"], device=lr.device)
+        shape = (lr.shape[0], 3 * self.scale**2, *lr.shape[-2:])
         z = randn_tensor(shape, generator=list(generator), device=lr.device, dtype=torch.float32)
-        z, clean = z * self.config.temperature, torch.zeros_like(z)
+        z, clean = z * self.config["temperature"], torch.zeros_like(z)
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self.unet.dtype == torch.bfloat16):
             prediction = self.predict(lr)
-            for t in self.progress_bar(self.scheduler.timesteps):
+            for t in self.scheduler.timesteps:
                 clean = self.refine(z, t.expand(lr.shape[0]), prediction, lr)
                 z, clean = self.scheduler.step(clean, t, z, eta=0.0, return_dict=False)
         # The clean residual, not z: where 1000 is no multiple of the steps, DDIMScheduler leaves some noise in z.

@@ -7,6 +7,7 @@ OUT/checkpoints/           the two newest ones, to go on from: training.safetens
 OUT/teacher/               at the end: averaged weights in diffusers format, half precision; `--teacher OUT` takes it
 """
 
+import copy
 import json
 import os
 import secrets
@@ -152,7 +153,7 @@ def checkpoint(out: Path, state: TeacherState) -> None:
         data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         atomic_write_bytes(folder / "training.safetensors", data)
         about = {name: getattr(state, name) for name in ("step", "seconds", "psnr_y", "psnr_y_bicubic")}
-        atomic_write_json(folder / "state.json", {**about, "band_scale": state.pipe.config.band_scale})
+        atomic_write_json(folder / "state.json", {**about, "band_scale": state.pipe.config["band_scale"]})
 
     try:
         write_checkpoint(out, state.step, fill, keep=2)
@@ -172,7 +173,6 @@ def validate(out: Path, state: TeacherState, val: Sequence[Source], degradation:
     if not val:
         return {}
     pipe = _averaged(state)
-    pipe.set_progress_bar_config(disable=True)
     rows, scores = [], []
     for index, source in enumerate(val):
         hr = _centre(load_rgb(source.path), degradation.scale)
@@ -184,8 +184,9 @@ def validate(out: Path, state: TeacherState, val: Sequence[Source], degradation:
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
     save(ensure_dir(out / "samples") / f"step-{state.step:08d}.png", np.concatenate(rows))
-    state.psnr_y, state.psnr_y_bicubic = np.mean(scores, 0).tolist()
-    return {"val_psnr_y": state.psnr_y, "val_psnr_y_bicubic": state.psnr_y_bicubic}
+    psnr, bicubic = np.mean(scores, 0).tolist()
+    state.psnr_y, state.psnr_y_bicubic = psnr, bicubic
+    return {"val_psnr_y": psnr, "val_psnr_y_bicubic": bicubic}
 
 
 def export(out: Path, state: TeacherState) -> Path:
@@ -227,13 +228,11 @@ def start_refining(state: TeacherState, data: PatchDataset, whitening: float, pa
 
 def _averaged(state: TeacherState) -> HaarDiffusionPipeline:
     """The pipeline with a copy of the averaged weights."""
-    networks = []
-    for name in ("predictor", "unet"):
-        network = UNet2DModel.from_config(getattr(state.pipe, name).config)
-        network.load_state_dict(_below(state.ema, f"{name}."))
-        networks.append(network.to(state.pipe.device).eval())
+    predictor, unet = copy.deepcopy(state.pipe.predictor).eval(), copy.deepcopy(state.pipe.unet).eval()
+    predictor.load_state_dict(_below(state.ema, "predictor."))
+    unet.load_state_dict(_below(state.ema, "unet."))
     keep = {k: state.pipe.config[k] for k in ("scale", "band_scale", "temperature", "steps")}
-    return HaarDiffusionPipeline(*networks, state.pipe.scheduler, **keep)
+    return HaarDiffusionPipeline(predictor, unet, state.pipe.scheduler, **keep)
 
 
 def _weights(pipe: HaarDiffusionPipeline) -> dict[str, Tensor]:
@@ -267,8 +266,8 @@ def _network(settings: TeacherTraining, inputs: int, outputs: int) -> UNet2DMode
         add_attention=False,
         norm_num_groups=8,
     )
-    torch.nn.init.zeros_(network.conv_out.weight)
-    torch.nn.init.zeros_(network.conv_out.bias)
+    for parameter in network.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
     return network
 
 

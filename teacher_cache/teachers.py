@@ -185,7 +185,7 @@ def _load_embedded(name: str, folder: Path, steps: int | None, device: str, dtyp
         name,
         pipe,
         call,
-        scale=pipe.config.scale,
+        scale=pipe.scale,
         steps=steps or pipe.config.steps,
         multiple=2 ** (len(pipe.unet.config.block_out_channels) - 1),
         description={

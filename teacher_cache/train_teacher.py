@@ -224,7 +224,7 @@ def _draw(
     share, world, rank = lr.shape[0], accelerator.num_processes, accelerator.process_index
     source = torch.Generator().manual_seed(int(generator(seed, "noise", step).integers(2**62)))
     spread = (torch.rand(1, generator=source) + torch.arange(share * world) / (share * world)) % 1
-    noise = torch.randn((share * world, 3 * pipe.config.scale**2, *lr.shape[-2:]), generator=source)
+    noise = torch.randn((share * world, 3 * pipe.scale**2, *lr.shape[-2:]), generator=source)
     mine = slice(rank * share, (rank + 1) * share)
     return (spread[mine] * TRAIN_TIMESTEPS).long().to(lr.device), noise[mine].to(lr.device)
 
