@@ -147,6 +147,6 @@ class HaarDiffusionPipeline(DiffusionPipeline):
             prediction = self.predict(lr)
             for t in self.scheduler.timesteps:
                 clean = self.refine(z, t.expand(lr.shape[0]), prediction, lr)
-                z, clean = self.scheduler.step(clean, t, z, eta=0.0, return_dict=False)
+                z, clean = self.scheduler.step(clean, int(t), z, eta=0.0, return_dict=False)
         # The clean residual, not z: where 1000 is no multiple of the steps, DDIMScheduler leaves some noise in z.
         return self.decode(prediction + clean * self.band_factors(lr.device), lr).clamp(0, 1)
