@@ -6,6 +6,7 @@ success, 2 wrong usage, 1 everything else, Ctrl-C included. Heavy imports happen
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -78,6 +79,7 @@ def _root(
     if show_version:
         typer.echo(f"dtkd {version('dtkd')}")
         raise typer.Exit
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # pyiqa brings it; its missing CPU kernels concern nobody
 
 
 @app.command(
