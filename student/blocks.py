@@ -84,7 +84,7 @@ class SwinBlock(nn.Module):
         """Stochastic depth: 0 for the images whose branch is dropped, more than 1 for the others, (B,)."""
         return like.new_empty(batch).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
 
-    def forward_tiles(self, tiles: Tensor, geometry: Geometry) -> Tensor:
+    def forward_tiles(self, tiles: Tensor, geometry: Geometry, checkpointing: bool) -> Tensor:
         """The same on tiles, for CPUs; without autograd the tiles are overwritten."""
         batch, rows, columns = geometry.windows
         scales = None
@@ -107,7 +107,8 @@ class SwinBlock(nn.Module):
             self.mlp.fc2.weight,
             self.mlp.fc2.bias,
         )
-        return cpu_blocks.run_block(tiles, weights, cpu_blocks.grid(batch, rows, columns, shifted), scales)
+        where = cpu_blocks.grid(batch, rows, columns, shifted)
+        return cpu_blocks.run_block(tiles, weights, where, scales, keep=not checkpointing)
 
 
 class WindowAttention(nn.Module):

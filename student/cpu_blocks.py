@@ -10,11 +10,11 @@ Three things make this several times faster than whole-image operators, at the s
   whole tiles, so that shifting, cutting and putting back are one gather and one scatter of long rows.
 * Queries, keys and values are computed channels first, (n, C, N) = (n * h, d, N): heads are split and joined without a
   copy, and all products are in the orientation that the matrix library does fastest for small d.
-* The backward pass computes activations again from the block's input, chunk by chunk: with everything in cache this
-  costs less than writing and reading them, and a training step needs a fraction of the memory.
+* Forward and backward run chunk by chunk, so that what one step writes the next one finds in cache. The backward pass
+  takes the activations of the forward pass or, with `keep=False`, computes them again in cache from the block's input.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -113,7 +113,7 @@ def window_bias(table: Tensor, window: int, shifted: bool) -> Tensor:
     return bias + masks if shifted else bias
 
 
-def run_block(tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None) -> Tensor:
+def run_block(tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None, keep: bool) -> Tensor:
     """One block.
 
     Args:
@@ -121,35 +121,46 @@ def run_block(tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor 
         weights: parameters.
         where: the windows, plain or shifted.
         scales: None, or factors of the attention and the MLP branch of each window, (2, B * nW) (stochastic depth).
+        keep: keep activations for the backward pass, rather than compute them again.
     """
     if torch.is_grad_enabled():
-        return _Block.apply(tiles, *weights, where.tiles, where.kind, scales)
-    return _forward(tiles, weights, where, scales, out=tiles)
+        return _Block.apply(tiles, *weights, where.tiles, where.kind, scales, keep)
+    for chunk, activations in _forward(tiles, weights, where, scales):
+        _scatter(tiles, chunk, activations.out)
+    return tiles
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tiles, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
-        weights, where, scales = BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]
+        *inputs, keep = inputs
         ctx.save_for_backward(tiles, *inputs)
-        return _forward(tiles, weights, where, scales, out=torch.empty_like(tiles))
+        kept, out = [], torch.empty_like(tiles)
+        for chunk, activations in _forward(tiles, BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]):
+            _scatter(out, chunk, activations.out)
+            if keep:
+                kept.append((chunk, activations._replace(out=None)))
+        ctx.kept = kept
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         tiles, *inputs = ctx.saved_tensors
-        weights, where, scales = BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]
-        grads = _backward(tiles, grad, weights, where, scales)
+        weights = BlockWeights(*inputs[:13])
+        chunks = ctx.kept or _forward(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
+        grads = _backward(grad, chunks, weights)
+        ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
         wanted = ctx.needs_input_grad[:14]
-        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None
+        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None, None
 
 
 class _Chunk(NamedTuple):
     rows: Tensor
     """Tiles of its windows, (n * 4)."""
-    kind: Tensor | None
-    """Kinds of its windows, (n); None where there is only one."""
-    scale: tuple[Tensor, Tensor] | tuple[None, None]
+    kind: Tensor
+    """Kinds of its windows, (n)."""
+    scale: tuple[Tensor | None, Tensor | None]
     """Factors of the attention and the MLP branch, (n, 1, 1)."""
 
 
@@ -193,27 +204,48 @@ class _Mlp(NamedTuple):
     after: Tensor  # (n * N, M)
 
 
+class _Activations(NamedTuple):
+    x: Tensor  # (n, N, C)
+    attention: _Attention
+    middle: Tensor  # (n, N, C), after the attention branch
+    mlp: _Mlp
+    out: Tensor | None  # (n, N, C)
+
+
 def _chunks(weights: BlockWeights, where: Grid, scales: Tensor | None) -> Iterator[_Chunk]:
-    kinds, heads, tokens, _ = weights.bias.shape
+    _, heads, tokens, _ = weights.bias.shape
     count = max(1, CHUNK_BYTES // (4 * heads * tokens * tokens))
     for start in range(0, len(where.kind), count):
         part = slice(start, start + count)
-        scale = (None, None) if scales is None else tuple(scales[:, part, None, None])
-        yield _Chunk(where.tiles[part].flatten(), where.kind[part] if kinds > 1 else None, scale)
+        scale = (None, None) if scales is None else (scales[0, part, None, None], scales[1, part, None, None])
+        yield _Chunk(where.tiles[part].flatten(), where.kind[part], scale)
 
 
-def _forward(tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None, out: Tensor) -> Tensor:
-    dim, tokens = weights.norm1_weight.numel(), weights.bias.shape[-1]
+def _forward(
+    tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None, *, to_out: bool = True
+) -> Iterator[tuple[_Chunk, _Activations]]:
+    """Runs chunk after chunk; without `to_out` only as far as the backward pass needs."""
     query = _Query.of(weights)
     for chunk in _chunks(weights, where, scales):
-        x = tiles.index_select(0, chunk.rows).view(-1, tokens, dim)
-        _add_attention(x, _attend(x, weights, query, chunk.kind).o, weights, chunk.scale[0])
-        _add_mlp(x, _mlp(x, weights).after, weights, chunk.scale[1])
-        out.index_copy_(0, chunk.rows, x.view(len(chunk.rows), -1))
-    return out
+        x = _gather(tiles, chunk, weights)
+        attention = _attend(x, weights, query, chunk.kind)
+        middle = _plus_attention(x, attention.o, weights, chunk.scale[0])
+        mlp = _mlp(middle, weights)
+        out = _plus_mlp(middle, mlp.after, weights, chunk.scale[1]) if to_out else None
+        yield chunk, _Activations(x, attention, middle, mlp, out)
 
 
-def _attend(x: Tensor, weights: BlockWeights, query: _Query, kind: Tensor | None) -> _Attention:
+def _gather(tiles: Tensor, chunk: _Chunk, weights: BlockWeights) -> Tensor:
+    """Windows (n, N, C) of a chunk."""
+    return tiles.index_select(0, chunk.rows).view(-1, weights.bias.shape[-1], weights.norm1_weight.numel())
+
+
+def _scatter(tiles: Tensor, chunk: _Chunk, x: Tensor | None) -> None:
+    assert x is not None
+    tiles.index_copy_(0, chunk.rows, x.view(len(chunk.rows), -1))
+
+
+def _attend(x: Tensor, weights: BlockWeights, query: _Query, kind: Tensor) -> _Attention:
     """Attention of normalised windows (n, N, C), up to the projection."""
     n, tokens, dim = x.shape
     heads = weights.bias.shape[1]
@@ -224,18 +256,17 @@ def _attend(x: Tensor, weights: BlockWeights, query: _Query, kind: Tensor | None
         )
         for matrix, column in zip(query.matrices, query.columns, strict=True)
     )
-    bias = weights.bias.repeat(n, 1, 1, 1) if kind is None else weights.bias.index_select(0, kind)
-    p = bias.view(n * heads, tokens, tokens).baddbmm_(q.transpose(1, 2), k)
+    p = weights.bias.index_select(0, kind).view(n * heads, tokens, tokens).baddbmm_(q.transpose(1, 2), k)
     torch.softmax(p, -1, out=p)
     return _Attention(norm, q, k, v, p, torch.bmm(v, p.transpose(1, 2)).view(n, dim, tokens))
 
 
-def _add_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor | None) -> None:
-    """In place: x += scale * projection of attended values (n, C, N)."""
+def _plus_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor | None) -> Tensor:
+    """Add the scaled projection of attended values (n, C, N) to x."""
     bias = weights.proj_bias
     if scale is not None:
         o, bias = o * scale, bias * scale
-    x.add_(bias).baddbmm_(o.transpose(1, 2), weights.proj_weight.t().expand(len(x), -1, -1))
+    return (x + bias).baddbmm_(o.transpose(1, 2), weights.proj_weight.t().expand(len(x), -1, -1))
 
 
 def _mlp(x: Tensor, weights: BlockWeights) -> _Mlp:
@@ -246,30 +277,24 @@ def _mlp(x: Tensor, weights: BlockWeights) -> _Mlp:
     return _Mlp(norm, before, F.gelu(before))
 
 
-def _add_mlp(x: Tensor, after: Tensor, weights: BlockWeights, scale: Tensor | None) -> None:
-    """In place: x += scale * second layer of hidden features (n * N, M)."""
+def _plus_mlp(x: Tensor, after: Tensor, weights: BlockWeights, scale: Tensor | None) -> Tensor:
+    """Add the scaled second layer of hidden features (n * N, M) to x."""
     n, tokens, dim = x.shape
     bias = weights.fc2_bias
     if scale is not None:
         after, bias = (after.view(n, tokens, -1) * scale).view(n * tokens, -1), bias * scale
-    x.add_(bias).view(-1, dim).addmm_(after, weights.fc2_weight.t())
+    return (x + bias).view(-1, dim).addmm_(after, weights.fc2_weight.t()).view_as(x)
 
 
-def _backward(
-    tiles: Tensor, grad: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None
-) -> tuple[Tensor, ...]:
+def _backward(grad: Tensor, chunks: Iterable[tuple[_Chunk, _Activations]], weights: BlockWeights) -> tuple[Tensor, ...]:
     """Gradients of the input and of each of the weights."""
-    dim, tokens = weights.norm1_weight.numel(), weights.bias.shape[-1]
-    query, sums, grad_tiles = _Query.of(weights), BlockWeights(*map(torch.zeros_like, weights)), torch.empty_like(tiles)
-    for chunk in _chunks(weights, where, scales):
-        x = tiles.index_select(0, chunk.rows).view(-1, tokens, dim)
-        g = grad.index_select(0, chunk.rows).view(-1, tokens, dim)
-        attention = _attend(x, weights, query, chunk.kind)
-        middle = x.clone()
-        _add_attention(middle, attention.o, weights, chunk.scale[0])
-        _mlp_backward(g, middle, _mlp(middle, weights), weights, sums, chunk.scale[1])
-        _attention_backward(g, x, attention, weights, query, sums, chunk)
-        grad_tiles.index_copy_(0, chunk.rows, g.view(len(chunk.rows), -1))
+    dim = weights.norm1_weight.numel()
+    query, sums, grad_tiles = _Query.of(weights), BlockWeights(*map(torch.zeros_like, weights)), torch.empty_like(grad)
+    for chunk, activations in chunks:
+        g = _gather(grad, chunk, weights)
+        _mlp_backward(g, activations.middle, activations.mlp, weights, sums, chunk.scale[1])
+        _attention_backward(g, activations.x, activations.attention, weights, query, sums, chunk)
+        _scatter(grad_tiles, chunk, g)
     sums.qkv_weight[:dim] *= query.factor
     sums.qkv_bias[:dim] *= query.factor
     return grad_tiles, *sums
@@ -301,8 +326,8 @@ def _attention_backward(
     sums.proj_weight.add_(torch.bmm(outer.transpose(1, 2), a.o.transpose(1, 2)).sum(0))
     sums.proj_bias.add_(outer.sum((0, 1)))
     do = torch.bmm(weights.proj_weight.t().expand(n, -1, -1), outer.transpose(1, 2)).view_as(a.v)
-    ds = torch._softmax_backward_data(torch.bmm(do.transpose(1, 2), a.v), a.p, -1, torch.float32)
-    if chunk.kind is None:
+    ds = torch.ops.aten._softmax_backward_data(torch.bmm(do.transpose(1, 2), a.v), a.p, -1, torch.float32)
+    if len(sums.bias) == 1:
         sums.bias[0].add_(ds.view(n, *weights.bias.shape[1:]).sum(0))
     else:
         sums.bias.index_add_(0, chunk.kind, ds.view(n, *weights.bias.shape[1:]))

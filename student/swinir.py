@@ -189,7 +189,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _Blocks(nn.Module):
-    """Holds the blocks of a group under their published name."""
+    """The blocks of a group, under their published name."""
 
     def __init__(self, config: SwinIRConfig, heads: int, drop_path: list[float]) -> None:
         super().__init__()
@@ -205,6 +205,19 @@ class _Blocks(nn.Module):
             )
             for i, rate in enumerate(drop_path)
         )
+        self.window = config.window
+
+    def forward(self, x: Tensor, geometry: Geometry, checkpointing: bool) -> Tensor:
+        """(B, H, W, C) to (B, H, W, C)."""
+        blocks: list[SwinBlock] = list(self.blocks)  # pyright: ignore[reportAssignmentType]
+        if geometry.tiled:
+            tiles = cpu_blocks.to_tiles(x, self.window)
+            for block in blocks:
+                tiles = block.forward_tiles(tiles, geometry, checkpointing)
+            return cpu_blocks.from_tiles(tiles, self.window, x.shape)
+        for block in blocks:
+            x = checkpoint(block, x, geometry, use_reentrant=False) if checkpointing else block(x, geometry)
+        return x
 
 
 class _ResidualGroup(nn.Module):
@@ -217,16 +230,7 @@ class _ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor, geometry: Geometry, checkpointing: bool) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
-        blocks = self.residual_group.blocks
-        if geometry.tiled:
-            tiles = cpu_blocks.to_tiles(x, blocks[0].window)
-            for block in blocks:
-                tiles = block.forward_tiles(tiles, geometry)
-            y = cpu_blocks.from_tiles(tiles, blocks[0].window, x.shape)
-        else:
-            y = x
-            for block in blocks:
-                y = checkpoint(block, y, geometry, use_reentrant=False) if checkpointing else block(y, geometry)
+        y = self.residual_group(x, geometry, checkpointing)
         return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
 
 

@@ -7,15 +7,24 @@ from swinir_oracle import SMALL, assert_close, oracle, random_image, randomised
 from torch import Tensor
 
 from pipeline.errors import DtkdError
+from student import cpu_blocks
 from student.model import ModelSettings, SwinIR, SwinIRConfig, build, preset_config, preset_of
 from student.windows import pad_to_multiple
 
 PUBLISHED = [("light", 4, 929_628), ("classical", 4, 11_900_199), ("real-m", 4, 11_715_559), ("real-l", 4, 28_013_059)]
 
 
+@pytest.fixture(params=["tiled", "whole"])
+def path(request, monkeypatch):
+    """Both ways through the blocks: the CPU's, and that of GPUs, compilers and exports."""
+    if request.param == "whole":
+        monkeypatch.setattr(cpu_blocks, "applies_to", lambda x: False)
+    return request.param
+
+
 @pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
-@pytest.mark.parametrize("size", [(16, 16), (17, 23), (5, 40)], ids=str)
-def test_output_equals_spandrel(config, size):
+@pytest.mark.parametrize("size", [(17, 23), (5, 40)], ids=str)
+def test_output_equals_spandrel(config, size, path):
     model = randomised(SwinIR(config)).eval()
     lr = random_image(2, 3, *size)
     reference = oracle(model)
@@ -26,7 +35,7 @@ def test_output_equals_spandrel(config, size):
 
 
 @pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
-def test_gradients_equal_spandrel(config):
+def test_gradients_equal_spandrel(config, path):
     model = randomised(SwinIR(config)).train()
     reference = oracle(model)
     ours, theirs = (random_image(2, 3, 20, 17).requires_grad_() for _ in range(2))
@@ -79,7 +88,7 @@ def test_padding_equals_numpy(size):
     assert np.array_equal(pad_to_multiple(x, 8).numpy(), np.pad(x.numpy(), pads, mode="reflect"))
 
 
-def test_images_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_do_not_see_each_other(path):
     model = randomised(SwinIR(SMALL["light"])).eval()
     batch = random_image(3, 3, 18, 25)
     with torch.no_grad():
@@ -104,7 +113,7 @@ def gradients(model: SwinIR, lr: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def test_checkpointing_changes_no_gradient():
+def test_checkpointing_changes_no_gradient(path):
     model = randomised(SwinIR(SMALL["light"], drop_path=0.4)).train()
     lr = random_image(2, 3, 16, 24)
     torch.manual_seed(0)
@@ -115,7 +124,7 @@ def test_checkpointing_changes_no_gradient():
         assert_close(gradient, expected[name], 1e-6, name)
 
 
-def test_drop_path_drops_whole_images_in_training_only():
+def test_drop_path_drops_whole_images_in_training_only(path):
     plain = randomised(SwinIR(SMALL["light"])).eval()
     model = SwinIR(SMALL["light"], drop_path=0.9)
     model.load_state_dict(plain.state_dict())
@@ -137,7 +146,37 @@ def test_drop_path_keeps_the_mean():
     assert abs(branch.mean() - 1) < 0.1
 
 
-def test_frozen_parameters_get_no_gradient():
+def test_drop_path_equals_whole_image_operators(monkeypatch):
+    """The same draws, forward and backward, on both ways through a block."""
+    model = randomised(SwinIR(SMALL["light"], drop_path=0.6)).train()
+    lr = random_image(4, 3, 16, 24)
+    torch.manual_seed(3)
+    tiled = gradients(model, lr)
+    monkeypatch.setattr(cpu_blocks, "applies_to", lambda x: False)
+    torch.manual_seed(3)
+    for name, gradient in gradients(model, lr).items():
+        assert_close(tiled[name], gradient, 1e-5, name)
+
+
+def test_many_chunks_equal_one(monkeypatch):
+    model = randomised(SwinIR(SMALL["light"])).train()
+    lr = random_image(2, 3, 24, 40)
+    expected = gradients(model, lr)
+    monkeypatch.setattr(cpu_blocks, "CHUNK_BYTES", 7 * 4 * 2 * 64 * 64)  # 7 windows, which divides nothing
+    for name, gradient in gradients(model, lr).items():
+        assert_close(gradient, expected[name], 1e-6, name)
+
+
+def test_a_retained_graph_gives_the_same_gradients_again():
+    model = randomised(SwinIR(SMALL["light"])).train()
+    loss = model(random_image(1, 3, 16, 24)).square().mean()
+    first = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+    second = torch.autograd.grad(loss, list(model.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), first, second, strict=True):
+        assert_close(a, b, 1e-7, name)
+
+
+def test_frozen_parameters_get_no_gradient(path):
     model = randomised(SwinIR(SMALL["light"])).train()
     lr = random_image(2, 3, 16, 16)
     expected = gradients(model, lr)
