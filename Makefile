@@ -19,7 +19,8 @@ ARGS       ?=
 
 DEMO        := demo
 DEMO_STEPS  ?= 200
-DEMO_TRAIN  := --set model.preset=tiny --set train.steps=$(DEMO_STEPS)
+DEMO_TRAIN  := --set model.preset=tiny --set train.init=shipped --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
+    --set train.patch=32 --set train.lr=1e-4 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
 
 SOURCES := cli.py pipeline student teacher_cache tests
 
