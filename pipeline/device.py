@@ -2,14 +2,25 @@
 
 import os
 
+from pipeline.errors import DtkdError
+
 
 def choose(name: str = "auto") -> str:
-    """Torch device for `name`; `auto` is this process's GPU where there is one (by LOCAL_RANK), else `cpu`."""
-    if name != "auto":
-        return name
+    """Torch device for `name`; `auto` is this process's GPU where there is one (by LOCAL_RANK), else `cpu`.
+
+    Raises:
+        DtkdError: torch knows no such device, or it is not on this machine.
+    """
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this kind
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DtkdError(f"the device {name!r} cannot be used here ({reason}): take auto, cpu or cuda:0") from error
+    return name
 
 
 def fast_bf16(device: str) -> bool:
