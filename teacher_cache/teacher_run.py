@@ -173,9 +173,10 @@ def validate(out: Path, state: TeacherState, val: Sequence[Source], degradation:
     if not val:
         return {}
     pipe = _averaged(state)
+    multiple = degradation.scale * 2 ** (len(pipe.unet.config["block_out_channels"]) - 1)  # what the networks divide by
     rows, scores = [], []
     for index, source in enumerate(val):
-        hr = _centre(load_rgb(source.path), degradation.scale)
+        hr = _centre(load_rgb(source.path), multiple)
         lr = to_tensor(degrade(hr, degradation, generator(0, "validation", index)))[None].to(pipe.device)
         base = to_image(upsample(lr, degradation.scale)[0].clamp(0, 1).cpu())
         restored = to_image(pipe(lr, [torch.Generator().manual_seed(index)])[0].cpu())
@@ -305,8 +306,8 @@ def _check_same_run(out: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _centre(photo: np.ndarray, scale: int) -> np.ndarray:
-    """A crop of at most _VAL_SIDE from the middle, sides multiples of the scale."""
-    height, width = (min(_VAL_SIDE, side) // scale * scale for side in photo.shape[:2])
+def _centre(photo: np.ndarray, multiple: int) -> np.ndarray:
+    """A crop of at most _VAL_SIDE from the middle, sides multiples of `multiple`."""
+    height, width = (min(_VAL_SIDE, side) // multiple * multiple for side in photo.shape[:2])
     y, x = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
     return photo[y : y + height, x : x + width]
