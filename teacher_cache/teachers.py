@@ -144,7 +144,7 @@ def load(
         scale: the scale that is asked for.
         steps: network evaluations an image; None takes the teacher's own default.
         device: torch device.
-        dtype: weights' precision; None takes fp32, or bf16 for `ldm` (which fails in it: fp32) and `sd-x4` on a GPU.
+        dtype: weights' precision; None takes fp32, but bf16 for `sd-x4` on a GPU. `ldm` runs in fp32 only.
 
     Raises:
         DtkdError: unknown name, nothing usable there, or another scale.
@@ -251,8 +251,10 @@ def _from_pretrained(cls: Any, where: str, dtype: Dtype, device: str) -> Any:
         raise DtkdError("fp16 weights do not run on a CPU: take fp32 or bf16")
     try:
         pipe = cls.from_pretrained(where, torch_dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
+    except ImportError as error:  # diffusers' own message is a page long
+        raise DtkdError(f"{cls.__name__} needs transformers: pip install 'dtkd[sd]'") from error
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DtkdError(f"cannot load a {cls.__name__} from {where}: {reason}") from error
     return pipe.to(device)
 
