@@ -68,7 +68,9 @@ class BuildSettings:
         """Check ranges and that a tile suits the degradation and a two-level wavelet transform."""
         multiple = math.lcm(8, self.degradation.scale)
         if self.tile < multiple or self.tile % multiple:
-            raise DtkdError(f"tile must be a multiple of {multiple}, got {self.tile}")
+            raise DtkdError(
+                f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
+            )
         for name in ("samples_per_shard", "micro_batch"):
             if getattr(self, name) < 1:
                 raise DtkdError(f"{name} must be at least 1, got {getattr(self, name)}")
