@@ -56,7 +56,7 @@ def band_channels(levels: int) -> list[int]:
 
 
 def upsample(lr: Tensor, scale: int) -> Tensor:
-    """The bicubic base (B, 3, s h, s w) that the diffused residual is added to."""
+    """The bicubic base (B, 3, s h, s w) that prediction and diffused residual are added to."""
     return F.interpolate(lr, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
