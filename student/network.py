@@ -59,8 +59,8 @@ def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
     """Load a network.
 
     Args:
-        checkpoint: name of a shipped student, a run folder, or a weight file: of a student, of official SwinIR, or of
-            any super-resolution network that spandrel knows, where it is installed.
+        checkpoint: name of a shipped student, a run or Hugging Face folder, or a weight file: of a student, of official
+            SwinIR, or of any super-resolution network that spandrel knows, where it is installed.
         device: torch device; `auto` is a GPU where there is one.
 
     Raises:
@@ -68,7 +68,7 @@ def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
     """
     path = find_checkpoint(checkpoint)
     device = devices.choose(device)
-    name = path.stem if path.stem != "student" else path.resolve().parent.name
+    name = path.resolve().parent.name if path.stem in ("student", "model") else path.stem
     try:
         student = load_student(path)
     except DtkdError as error:
@@ -85,11 +85,10 @@ def find_checkpoint(checkpoint: str) -> Path:
     """
     path = Path(checkpoint)
     if path.is_dir():
-        path = path / "student.safetensors"
-        if not path.exists():
-            raise DtkdError(
-                f"{checkpoint} holds no student.safetensors: name a weight file, or a run that has saved once"
-            )
+        for name in ("student.safetensors", "model.safetensors"):  # of a run; of a Hugging Face folder or a step
+            if (path / name).exists():
+                return path / name
+        raise DtkdError(f"{checkpoint} holds no student.safetensors: name a weight file, or a run that has saved once")
     shipped = WEIGHTS / f"{checkpoint}.safetensors"
     if path.exists() or (not shipped.exists() and (path.suffix or len(path.parts) > 1)):
         return path  # what is missing is reported by who reads it

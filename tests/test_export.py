@@ -86,6 +86,7 @@ def test_a_hugging_face_folder_comes_back_as_it_went(tmp_path, checkpoint):
     lr = random_image(1, 3, 16, 16)
     with torch.no_grad():
         assert_close(student(lr), load_student(path)(lr), 0.0)
+    assert export(exported.path, tmp_path / "back.safetensors", "safetensors").bytes > 0
     student.save_pretrained(tmp_path / "again")
     again = HubStudent.from_pretrained(tmp_path / "again")
     assert all(torch.equal(again.state_dict()[key], value) for key, value in student.state_dict().items())
