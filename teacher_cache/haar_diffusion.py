@@ -69,7 +69,8 @@ class HaarDiffusionPipeline(DiffusionPipeline):
         scheduler: prediction_type "sample", trailing spacing, zero terminal SNR, no clipping.
         scale: 2, 4 or 8.
         band_scale: (luma, colour) for LL, then for each level from coarse to fine (J + 1 pairs): the residual's
-            coefficients are divided by these before diffusion, which sets their spread relative to the unit noise.
+            coefficients are divided by these before diffusion, which sets their spread relative to the unit noise;
+            all 1 where None.
         temperature: standard deviation of the initial noise. 1 samples the model; less trades texture for cleanness.
         steps: default number of network evaluations of the refinement (NFE).
     """
@@ -84,14 +85,14 @@ class HaarDiffusionPipeline(DiffusionPipeline):
         unet: UNet2DModel,
         scheduler: DDIMScheduler,
         scale: int = 4,
-        band_scale: Sequence[Sequence[float]] = ((1.0, 1.0),) * 3,
+        band_scale: list[list[float]] | None = None,
         temperature: float = 1.0,
         steps: int = 10,
     ) -> None:
         """Take networks, scheduler and settings; see the class."""
         super().__init__()
         self.register_modules(predictor=predictor, unet=unet, scheduler=scheduler)
-        pairs = [list(pair) for pair in band_scale]
+        pairs = [list(pair) for pair in band_scale or [[1.0, 1.0]] * (int(math.log2(scale)) + 1)]
         self.register_to_config(scale=scale, band_scale=pairs, temperature=temperature, steps=steps)
         self.scale, self.levels = scale, int(math.log2(scale))
         inputs, expected = unet.config["in_channels"], 6 * scale**2 + 3
