@@ -245,7 +245,8 @@ def evaluate(
 ) -> None:
     """Measure checkpoints, bicubic beside them.
 
-    The data is a folder of images or a cache, whose held-out photos are taken.
+    The data is a folder of images or a cache, whose held-out photos are taken. An image that cannot be used is named,
+    and the others are measured; exit code 1 then.
     """
     from student.evaluate import EvaluationSettings
     from student.evaluate import evaluate as run_evaluation
@@ -261,6 +262,8 @@ def evaluate(
         result = run_evaluation(paths, data.expanduser(), settings, out=out, on_progress=on_progress)
     lines = [*score_lines(result, {}), *([f"written to {out}"] if out else [])]
     _tell(as_json, result.to_json(), lines)
+    if result.skipped:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 @app.command(
@@ -362,7 +365,7 @@ def upscale(
     ],
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME|FILE", help="Shipped student, run folder, or weight file.")
-    ] = "light-x4",
+    ] = "tiny-x4",
     tile: Annotated[
         str, typer.Option(metavar="auto|N", help="Largest tile in pixels, a multiple of 8; auto: by free memory.")
     ] = "auto",
@@ -436,6 +439,31 @@ def export(
     _tell(as_json, _plain(made), [f"{made.path}: {made.format}, {made.bytes / 1e6:.2f} MB{same}"])
 
 
+@app.command(
+    epilog=_examples(
+        "dtkd bench student",
+        "dtkd bench student --preset tiny --rounds 9 --json",
+    )
+)
+def bench(
+    what: Annotated[Literal["student"], typer.Argument(help="What to measure: student", show_default=False)],
+    preset: Annotated[str, typer.Option(help="Preset of the student.")] = "light",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns that each network takes in each case.")] = 5,
+    as_json: _Json = False,
+) -> None:
+    """Measure the student's speed on the CPU.
+
+    Beside spandrel's SwinIR with the same weights where it is installed, in one process, taking turns.
+    """
+    from student.bench import bench_student
+
+    rows = bench_student(preset, rounds=rounds)
+    lines = _bench_lines(rows)
+    if any(row.peer_seconds is None for row in rows):
+        lines.append("no peer: spandrel is not installed")
+    _tell(as_json, {"bench": what, "preset": preset, "rounds": rounds, "rows": [_plain(row) for row in rows]}, lines)
+
+
 # Settings in, results out ------------------------------------------------------------------------------------------
 
 
@@ -471,6 +499,18 @@ def _cache_lines(result: Any) -> list[str]:
     if result.drift:
         parts.append(f"colour drift {result.drift.mean:.2f} of 255")
     return [*lines, f"{result.cache}: {', '.join(parts)}"]
+
+
+def _bench_lines(rows: Iterable[Any]) -> list[str]:
+    columns = "{:<10}  {:<10}  {:>8}  {:>8}  {:>6}  {:>12}  {:>14}"
+    lines = [columns.format("task", "BxHxW", "seconds", "peer", "ratio", "spread", "max difference")]
+    for row in rows:
+        peer = ["-"] * 4
+        if row.peer_seconds is not None:
+            spread = "{:.2f} to {:.2f}".format(*row.spread)
+            peer = [f"{row.peer_seconds:.4f}", f"{row.ratio:.2f}", spread, f"{row.max_difference:.1e}"]
+        lines.append(columns.format(row.task, row.size, f"{row.seconds:.4f}", *peer))
+    return lines
 
 
 def _plain(result: Any) -> dict[str, Any]:
