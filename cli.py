@@ -299,7 +299,8 @@ def train_teacher(
     state = (
         "finished before, reused as it is" if result.reused else f"{progress.clock_text(result.seconds)} of training"
     )
-    lines = [f"{out}: {result.step} of {result.steps} steps, {state}"]
+    lines = [f"skipped {item.id}: {item.reason}" for item in result.skipped]
+    lines.append(f"{out}: {result.step} of {result.steps} steps, {state}")
     if result.psnr_y is not None:
         lines.append(f"psnr_y {result.psnr_y:.2f} dB on held-out photos, bicubic {result.psnr_y_bicubic:.2f}")
     _tell(as_json, {**_plain(result), "finished": result.finished}, [*lines, f"teacher: {result.teacher}"])

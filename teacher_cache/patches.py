@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from pipeline.corpus import Source
 from pipeline.degrade import Degradation, RealSettings, degrade
-from pipeline.images import load_rgb, to_tensor
+from pipeline.errors import DtkdError
+from pipeline.images import ImageError, load_rgb, to_tensor
 
 _PHOTO_BYTES = 768 * 2**20  # decoded photos kept by one worker
 
@@ -28,6 +29,14 @@ class Patch(NamedTuple):
     hr: Tensor  # (3, s h, s w)
 
 
+class NoPhotoError(DtkdError):
+    """No photo can be decoded. Its one line outlives the worker process: torch rebuilds it from a whole traceback."""
+
+    def __init__(self, text: str) -> None:
+        """Keep the last line of a traceback, or the plain message."""
+        super().__init__(text.strip().rpartition("\n")[2].rpartition(f"{type(self).__name__}: ")[2])
+
+
 def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
     """A numpy generator that depends on nothing but its arguments."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=16).digest()
@@ -36,6 +45,9 @@ def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
 
 class PatchDataset(Dataset[Patch]):
     """Random crops of random photos: down-scaled, flipped, transposed, degraded.
+
+    Where a photo turns out to be damaged behind its header, another one is drawn in its place, in every process the
+    same; reading a patch raises `NoPhotoError` if none is left.
 
     Args:
         sources: the photos; drawn in proportion to the square root of their area.
@@ -55,14 +67,28 @@ class PatchDataset(Dataset[Patch]):
         areas = np.array([s.width * s.height for s in sources], dtype=np.float64) ** 0.5
         self.shares = areas / areas.sum()
         self._photos: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._damaged: dict[str, str] = {}  # id -> reason
 
     def __getitem__(self, index: int) -> Patch:
         """The patch of this index."""
         rng = generator(self.seed, "patch", index)
         side = self.patch * self.degradation.scale
-        hr = _random_crop(self._photo(self.sources[rng.choice(len(self.sources), p=self.shares)]), side, rng)
+        hr = _random_crop(self._draw(rng), side, rng)
         chosen = self.mild if rng.random() < self.mild_share else self.degradation
         return Patch(to_tensor(degrade(hr, chosen, rng)), to_tensor(hr))
+
+    def _draw(self, rng: np.random.Generator) -> np.ndarray:
+        """A photo that can be decoded. What was damaged before is drawn and passed over too: memory decides nothing."""
+        while len(self._damaged) < len(self.sources):
+            source = self.sources[rng.choice(len(self.sources), p=self.shares)]
+            if source.id in self._damaged:
+                continue
+            try:
+                return self._photo(source)
+            except ImageError as error:
+                self._damaged[source.id] = error.reason
+        name, reason = next(iter(self._damaged.items()))
+        raise NoPhotoError(f"none of {len(self.sources)} training photos can be read, {name}: {reason}; replace them")
 
     def _photo(self, source: Source) -> np.ndarray:
         if source.id in self._photos:

@@ -1,6 +1,6 @@
 """The folder of a teacher training: what a run begins from, what it saves, how it is judged on the way.
 
-OUT/config.json            degradation and settings
+OUT/config.json            degradation, settings, and which photos
 OUT/log.jsonl tensorboard/ curves (`pipeline.runlog`)
 OUT/samples/step-*.png     held-out crops: bicubic, restored, true
 OUT/checkpoints/           the two newest ones, to go on from: training.safetensors state.json
@@ -8,11 +8,13 @@ OUT/teacher/               at the end: averaged weights in diffusers format, hal
 """
 
 import copy
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from pipeline.degrade import Degradation, degrade
 from pipeline.errors import DtkdError
 from pipeline.fidelity import psnr_y
 from pipeline.files import atomic_write_bytes, atomic_write_json, ensure_dir, fsync_dir, read_json
-from pipeline.images import load_rgb, save, to_image, to_tensor
+from pipeline.images import ImageError, load_rgb, save, to_image, to_tensor
 from pipeline.runs import newest_checkpoint, write_checkpoint
 from pipeline.schema import difference
 from teacher_cache.haar_diffusion import HaarDiffusionPipeline, band_channels, upsample
@@ -108,6 +110,8 @@ class TeacherState:
     """Latest validation, dB."""
     psnr_y_bicubic: float | None = None
     """Bicubic upscaling of the same crops."""
+    validated: int = 0
+    """Step of that validation."""
 
     @torch.no_grad()
     def average(self, network: str, decay: float) -> None:
@@ -117,14 +121,16 @@ class TeacherState:
 
 
 def begin(
-    out: Path, settings: TeacherTraining, degradation: Degradation, data: PatchDataset, device: torch.device
+    out: Path, settings: TeacherTraining, degradation: Degradation, photos: Sequence[Source], device: torch.device
 ) -> TeacherState:
     """What a run starts from: its newest checkpoint, else new weights and step 0.
 
     Raises:
-        DtkdError: the folder holds a run with other settings, or its checkpoint is damaged.
+        DtkdError: the folder holds a run with other settings or photos, or its checkpoint is damaged.
     """
-    _check_same_run(out, {"degradation": degradation.config(), "settings": asdict(settings)})
+    listed = json.dumps([(photo.id, photo.width, photo.height) for photo in photos])
+    corpus = {"photos": len(photos), "digest": hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()}
+    _check_same_run(out, {"degradation": degradation.config(), "settings": asdict(settings), "corpus": corpus})
     torch.manual_seed(settings.seed)
     latest = newest_checkpoint(out)
     saved = read_json(latest / "state.json") if latest else {}
@@ -152,42 +158,63 @@ def checkpoint(out: Path, state: TeacherState) -> None:
         tensors |= {f"optimizer/{i}/{k}": v for i, row in moments.items() for k, v in row.items()}
         data = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         atomic_write_bytes(folder / "training.safetensors", data)
-        about = {name: getattr(state, name) for name in ("step", "seconds", "psnr_y", "psnr_y_bicubic")}
-        atomic_write_json(folder / "state.json", {**about, "band_scale": state.pipe.config["band_scale"]})
+        _write_about(folder, state)
 
-    try:
+    with _saving(out, state.step):
         write_checkpoint(out, state.step, fill, keep=2)
-    except OSError as error:
-        raise DtkdError(
-            f"cannot save step {state.step} in {out} ({error.strerror}): make room, then the same command goes on from "
-            "the checkpoint before"
-        ) from error
 
 
 @torch.inference_mode()
 def validate(out: Path, state: TeacherState, val: Sequence[Source], degradation: Degradation) -> dict[str, float]:
-    """Restore a crop of every held-out photo with the averaged weights.
+    """Restore a crop of every held-out photo with the averaged weights, once the checkpoint of this step is there.
 
-    Writes OUT/samples/step-N.png (rows: bicubic, restored, true) and returns the mean psnr_y of restored and bicubic.
+    Writes OUT/samples/step-N.png (rows: bicubic, restored, true), adds the mean psnr_y of restored and bicubic to the
+    checkpoint and returns them. Photos that cannot be decoded are left out.
     """
-    if not val:
-        return {}
     pipe = _averaged(state)
     multiple = degradation.scale * 2 ** (len(pipe.unet.config["block_out_channels"]) - 1)  # what the networks divide by
     rows, scores = [], []
     for index, source in enumerate(val):
-        hr = _centre(load_rgb(source.path), multiple)
+        try:
+            hr = _centre(load_rgb(source.path), multiple)
+        except ImageError:
+            continue
         lr = to_tensor(degrade(hr, degradation, generator(0, "validation", index)))[None].to(pipe.device)
         base = to_image(upsample(lr, degradation.scale)[0].clamp(0, 1).cpu())
         restored = to_image(pipe(lr, [torch.Generator().manual_seed(index)])[0].cpu())
         scores.append([psnr_y(image, hr, degradation.scale) for image in (restored, base)])
         rows.append(np.concatenate((base, restored, hr), 1))
+    state.psnr_y, state.psnr_y_bicubic = np.mean(scores, 0).tolist() if scores else (None, None)
+    state.validated = state.step
+    with _saving(out, state.step):
+        if rows:
+            _save_rows(ensure_dir(out / "samples") / f"step-{state.step:08d}.png", rows)
+        if latest := newest_checkpoint(out):
+            _write_about(latest, state)
+    values = {"val_psnr_y": state.psnr_y, "val_psnr_y_bicubic": state.psnr_y_bicubic}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _save_rows(path: Path, rows: Sequence[np.ndarray]) -> None:
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
-    save(ensure_dir(out / "samples") / f"step-{state.step:08d}.png", np.concatenate(rows))
-    psnr, bicubic = np.mean(scores, 0).tolist()
-    state.psnr_y, state.psnr_y_bicubic = psnr, bicubic
-    return {"val_psnr_y": psnr, "val_psnr_y_bicubic": bicubic}
+    save(path, np.concatenate(rows))
+
+
+def _write_about(folder: Path, state: TeacherState) -> None:
+    about = {name: getattr(state, name) for name in ("step", "seconds", "psnr_y", "psnr_y_bicubic", "validated")}
+    atomic_write_json(folder / "state.json", {**about, "band_scale": state.pipe.config["band_scale"]})
+
+
+@contextmanager
+def _saving(out: Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DtkdError(
+            f"cannot save step {step} in {out} ({error.strerror}): make room, then the same command goes on from the "
+            "newest checkpoint"
+        ) from error
 
 
 def export(out: Path, state: TeacherState) -> Path:
@@ -195,6 +222,8 @@ def export(out: Path, state: TeacherState) -> Path:
     pipe = _averaged(state)
     pipe.predictor.half()
     pipe.unet.half()
+    for left in out.glob(f".{TEACHER}.*.part"):  # of a killed process
+        shutil.rmtree(left, ignore_errors=True)
     part = out / f".{TEACHER}.{secrets.token_hex(4)}.part"
     pipe.save_pretrained(part)
     shutil.rmtree(out / TEACHER, ignore_errors=True)
@@ -299,10 +328,13 @@ def _check_same_run(out: Path, config: dict[str, Any]) -> None:
     if not (out / "config.json").exists():
         atomic_write_json(out / "config.json", config)
         return
-    changed = [row for row in difference(read_json(out / "config.json"), config) if row.partition(":")[0] not in _FREE]
+    begun = read_json(out / "config.json")
+    begun.setdefault("corpus", config["corpus"])  # runs from before it was written down
+    changed = [row for row in difference(begun, config) if row.partition(":")[0] not in _FREE]
     if changed:
         raise DtkdError(
-            f"{out} holds a run with other settings ({'; '.join(changed)}): use the same ones, or another folder"
+            f"{out} holds a run with other settings or photos ({'; '.join(changed)}): use the same ones, or "
+            "another folder"
         )
 
 

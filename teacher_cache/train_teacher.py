@@ -56,6 +56,8 @@ class TeacherTrainingResult:
     """Of bicubic upscaling of the same LR crops."""
     seconds: float
     """Wall-clock seconds of training, earlier processes of the same run included."""
+    skipped: tuple[corpora.Skipped, ...]
+    """Files of the corpus that cannot be used, and why."""
 
     @property
     def finished(self) -> bool:
@@ -82,7 +84,7 @@ def train_teacher(
         on_progress: called after every step, on the main process.
 
     Raises:
-        DtkdError: unusable corpus or settings, another run in the folder, or a loss that is not finite.
+        DtkdError: unusable corpus or settings, another run in the folder, or a loss or gradient that is not finite.
     """
     if degradation.scale not in (2, 4, 8):
         raise DtkdError(f"a teacher of this kind is made for scale 2, 4 or 8, got {degradation.scale}")
@@ -95,16 +97,20 @@ def train_teacher(
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 stack.enter_context(claim(out))
-            state = folder.begin(out, settings, degradation, data, accelerator.device)
+            state = folder.begin(out, settings, degradation, photos.sources, accelerator.device)
         reused = state.step >= settings.steps
         if not reused:
             _loop(out, settings, data, split.val, state, accelerator, on_progress)
-        if accelerator.is_main_process and state.step >= settings.steps and not (out / folder.TEACHER).exists():
-            folder.export(out, state)
+        if accelerator.is_main_process and state.step >= settings.steps:
+            if split.val and state.validated < state.step:  # a signal or a kill came between checkpoint and validation
+                with RunLog(out, state.step) as log:
+                    _log(log, state.step, folder.validate(out, state, split.val, degradation))
+            if not (out / folder.TEACHER).exists():
+                folder.export(out, state)
         accelerator.wait_for_everyone()
     teacher = out / folder.TEACHER
     return TeacherTrainingResult(
-        teacher, state.step, settings.steps, reused, state.psnr_y, state.psnr_y_bicubic, state.seconds
+        teacher, state.step, settings.steps, reused, state.psnr_y, state.psnr_y_bicubic, state.seconds, photos.skipped
     )
 
 
@@ -134,12 +140,12 @@ def _loop(
                     t, noise = _draw(state.step, settings.seed, lr, state.pipe, accelerator)
                     loss = refinement_loss(state.pipe, lr, hr, t, noise, networks["unet"])
             accelerator.backward(loss)
-            torch.nn.utils.clip_grad_norm_(getattr(state.pipe, phase.network).parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(getattr(state.pipe, phase.network).parameters(), 1.0)
             state.optimizer.step()
             state.optimizer.zero_grad()
             state.average(phase.network, min(settings.ema, (1 + phase.step) / (10 + phase.step)))
 
-            losses.append(loss.detach())
+            losses.append(torch.stack((loss.detach(), norm)))
             state.step, state.seconds = state.step + 1, time.monotonic() - clock
             stop = _any(signals.requested, accelerator)
             save = stop or state.step == settings.steps or state.step % settings.save_every == 0
@@ -147,8 +153,9 @@ def _loop(
                 mean, losses = _finite_mean(losses, state.step, settings.lr, accelerator), []
                 _log(log, state.step, {"loss": mean, "seconds": round(state.seconds, 1)})
             if save and main:
-                _log(log, state.step, {} if stop else folder.validate(out, state, val, data.degradation))
                 folder.checkpoint(out, state)
+                if val and not stop:
+                    _log(log, state.step, folder.validate(out, state, val, data.degradation))
             if on_progress and main:
                 on_progress(ProgressEvent(state.step, settings.steps, "steps", _note(state)))
             if stop:
@@ -239,13 +246,17 @@ def _any(flag: bool, accelerator: Accelerator) -> bool:
 
 
 def _finite_mean(losses: list[Tensor], step: int, rate: float, accelerator: Accelerator) -> float:
-    mean = accelerator.reduce(torch.stack(losses).mean(), "mean")
-    assert isinstance(mean, Tensor)
-    if not math.isfinite(mean.item()):
-        raise DtkdError(
-            f"the loss is {mean.item()} at step {step}: the last checkpoint is kept; lower lr (now {rate:g})"
-        )
-    return mean.item()
+    """Mean of the losses, given as (loss, gradient norm) of every step since the last such check.
+
+    One step that is not finite shows in the mean, and no checkpoint is made before it has been looked at.
+    """
+    means = accelerator.reduce(torch.stack(losses).mean(0), "mean")
+    assert isinstance(means, Tensor)
+    loss, norm = means.tolist()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        what = f"gradient norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+        raise DtkdError(f"the {what} by step {step}: the last checkpoint is kept; lower lr (now {rate:g})")
+    return loss
 
 
 def _log(log: RunLog | None, step: int, values: dict[str, float]) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +13,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from skimage import data as photos
+from torch.utils.data import DataLoader
 
+from pipeline.corpus import scan, split
 from pipeline.degrade import Degradation
 from pipeline.errors import DtkdError
-from teacher_cache import teachers
-from teacher_cache.patches import PatchDataset, mild
+from teacher_cache import teacher_run, teachers
+from teacher_cache import train_teacher as module
+from teacher_cache.patches import NoPhotoError, PatchDataset, mild
 from teacher_cache.train_teacher import TeacherTraining, learning_rate, train_teacher
 
 TINY = TeacherTraining(
@@ -156,8 +161,6 @@ def test_corpora_that_no_run_can_have(corpus, tmp_path):
 
 
 def test_patches_are_functions_of_seed_and_index(corpus):
-    from pipeline.corpus import scan
-
     sources = scan(corpus).sources
     one, two = (PatchDataset(sources, REAL, 8, 0.5, 3) for _ in range(2))
     assert torch.equal(one[5].lr, (two[0], two[5])[1].lr)
@@ -168,8 +171,6 @@ def test_patches_are_functions_of_seed_and_index(corpus):
 
 
 def test_mild_patches_are_nearer_to_the_photo(corpus):
-    from pipeline.corpus import scan
-
     sources = scan(corpus).sources
 
     def distance(share):
@@ -187,3 +188,95 @@ def test_learning_rate_rises_stays_and_falls():
     assert rates[300] == 1
     assert rates[850] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(1 / 300)
+
+
+def break_body(path):
+    """Leave the header whole and half of the pixels."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.fixture
+def own_corpus(corpus, tmp_path):
+    return shutil.copytree(corpus, tmp_path / "photos")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_photo_is_replaced_by_another_draw(own_corpus, workers):
+    sources = scan(own_corpus).sources
+    break_body(sources[0].path)
+    data = PatchDataset(sources, REAL, 8, 0.5, 3)
+    order = range(8) if workers else reversed(range(8))
+    alone = {index: data[index] for index in order}
+    for index, patch in enumerate(DataLoader(Items(data), batch_size=None, num_workers=workers)):
+        assert torch.equal(patch.hr, alone[index].hr)
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+def test_without_a_photo_that_can_be_read_the_run_ends_with_one_line(own_corpus, tmp_path):
+    for path in own_corpus.iterdir():
+        break_body(path)
+    with pytest.raises(NoPhotoError) as caught:
+        train_teacher(str(own_corpus), tmp_path / "run", REAL, dataclasses.replace(TINY, workers=1))
+    assert str(caught.value).startswith("none of 2 training photos can be read, ")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_held_out_photos_are_left_out_and_skipped_files_named(own_corpus, tmp_path):
+    held = split(scan(own_corpus).sources, 1).val[0]
+    break_body(held.path)
+    (own_corpus / "note.png").write_text("no picture")
+    result = train_teacher(str(own_corpus), tmp_path / "run", REAL, dataclasses.replace(TINY, steps=2))
+    assert result.finished
+    assert result.psnr_y is None
+    assert [item.id for item in result.skipped] == ["note.png"]
+
+
+def test_a_kill_before_validating_loses_nothing(trained, corpus, tmp_path, monkeypatch):
+    calls = itertools.count(1)
+    validate = teacher_run.validate
+
+    def die_at_last(*args):
+        if next(calls) == 3:
+            raise RuntimeError
+        return validate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_run, "validate", die_at_last)
+        with pytest.raises(RuntimeError):
+            train_teacher(str(corpus), tmp_path, REAL, TINY)
+    (tmp_path / ".teacher.abcd.part").mkdir()
+    for _ in range(2):
+        again = train_teacher(str(corpus), tmp_path, REAL, TINY)
+        assert (again.reused, again.psnr_y) == (True, trained[0].psnr_y)
+    assert not list(tmp_path.glob(".teacher.*"))
+    assert_same_training(trained[1], tmp_path)
+
+
+def test_another_corpus_is_refused(trained, own_corpus):
+    _, out = trained
+    (own_corpus / "coffee.png").rename(own_corpus / "tea.png")
+    with pytest.raises(DtkdError, match=r"other settings or photos \(corpus\.digest: "):
+        train_teacher(str(own_corpus), out, REAL, TINY)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_a_checkpoint(corpus, tmp_path, monkeypatch):
+    true_loss = module.prediction_loss
+
+    def bad_gradient(pipe, lr, hr, predictor):
+        return true_loss(pipe, lr, hr, predictor) + predictor.conv_out.bias.square().sum().sqrt()  # at zero: 0, NaN
+
+    monkeypatch.setattr(module, "prediction_loss", bad_gradient)
+    with pytest.raises(DtkdError, match=r"gradient norm is nan by step 1: .*lower lr"):
+        train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, steps=2, save_every=1))
+    assert not (tmp_path / "checkpoints").exists()
