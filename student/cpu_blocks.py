@@ -11,7 +11,7 @@ Three things make this several times faster than whole-image operators, at the s
 * Queries, keys and values are computed channels first, (n, C, N) = (n * h, d, N): heads are split and joined without a
   copy, and all products are in the orientation that the matrix library does fastest for small d.
 * Forward and backward run chunk by chunk, so that what one step writes the next one finds in cache. The backward pass
-  takes the activations of the forward pass or, with `keep=False`, computes them again in cache from the block's input.
+  takes products of the forward pass or, with `keep=False`, computes everything again from the block's input.
 """
 
 from collections.abc import Iterable, Iterator
@@ -139,7 +139,7 @@ class _Block(torch.autograd.Function):
         for chunk, activations in _forward(tiles, BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]):
             _scatter(out, chunk, activations.out)
             if keep:
-                kept.append((chunk, activations._replace(out=None)))
+                kept.append(_Kept.of(chunk, activations))
         ctx.kept = kept
         return out
 
@@ -148,7 +148,10 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         tiles, *inputs = ctx.saved_tensors
         weights = BlockWeights(*inputs[:13])
-        chunks = ctx.kept or _forward(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
+        if ctx.kept:
+            chunks = ((kept.chunk, kept.restore(weights)) for kept in ctx.kept)
+        else:
+            chunks = _forward(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
         grads = _backward(grad, chunks, weights)
         ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
         wanted = ctx.needs_input_grad[:14]
@@ -212,6 +215,34 @@ class _Activations(NamedTuple):
     out: Tensor | None  # (n, N, C)
 
 
+class _Kept(NamedTuple):
+    """What the backward pass takes from the forward pass: products, nothing that is cheaper to compute than to read.
+
+    Probabilities, norms and GELUs would more than double it: fresh memory costs more than their operations.
+    """
+
+    chunk: _Chunk
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    middle: Tensor
+    before: Tensor
+
+    @classmethod
+    def of(cls, chunk: _Chunk, a: _Activations) -> "_Kept":
+        attention = a.attention
+        return cls(chunk, a.x, attention.q, attention.k, attention.v, attention.o, a.middle, a.mlp.before)
+
+    def restore(self, weights: BlockWeights) -> _Activations:
+        norm1 = _norm(self.x, weights.norm1_weight, weights.norm1_bias)
+        p = _probabilities(self.q, self.k, weights, self.chunk.kind)
+        attention = _Attention(norm1, self.q, self.k, self.v, p, self.o)
+        norm2 = _norm(self.middle, weights.norm2_weight, weights.norm2_bias)
+        return _Activations(self.x, attention, self.middle, _Mlp(norm2, self.before, F.gelu(self.before)), None)
+
+
 def _chunks(weights: BlockWeights, where: Grid, scales: Tensor | None) -> Iterator[_Chunk]:
     _, heads, tokens, _ = weights.bias.shape
     count = max(1, CHUNK_BYTES // (4 * heads * tokens * tokens))
@@ -249,16 +280,25 @@ def _attend(x: Tensor, weights: BlockWeights, query: _Query, kind: Tensor) -> _A
     """Attention of normalised windows (n, N, C), up to the projection."""
     n, tokens, dim = x.shape
     heads = weights.bias.shape[1]
-    norm = _Normed(*torch.native_layer_norm(x, (dim,), weights.norm1_weight, weights.norm1_bias, 1e-5))
+    norm = _norm(x, weights.norm1_weight, weights.norm1_bias)
     q, k, v = (
         torch.baddbmm(column.expand(n, dim, tokens), matrix.expand(n, dim, dim), norm.y.transpose(1, 2)).view(
             n * heads, dim // heads, tokens
         )
         for matrix, column in zip(query.matrices, query.columns, strict=True)
     )
-    p = weights.bias.index_select(0, kind).view(n * heads, tokens, tokens).baddbmm_(q.transpose(1, 2), k)
-    torch.softmax(p, -1, out=p)
+    p = _probabilities(q, k, weights, kind)
     return _Attention(norm, q, k, v, p, torch.bmm(v, p.transpose(1, 2)).view(n, dim, tokens))
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> _Normed:
+    return _Normed(*torch.native_layer_norm(x, (x.shape[-1],), weight, bias, 1e-5))
+
+
+def _probabilities(q: Tensor, k: Tensor, weights: BlockWeights, kind: Tensor) -> Tensor:
+    """Attention probabilities (n * h, N, N) of queries and keys (n * h, d, N)."""
+    p = weights.bias.index_select(0, kind).flatten(0, 1).baddbmm_(q.transpose(1, 2), k)
+    return torch.softmax(p, -1, out=p)
 
 
 def _plus_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor | None) -> Tensor:
@@ -272,7 +312,7 @@ def _plus_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor |
 def _mlp(x: Tensor, weights: BlockWeights) -> _Mlp:
     """The MLP of normalised windows (n, N, C), up to its second layer."""
     dim = x.shape[-1]
-    norm = _Normed(*torch.native_layer_norm(x, (dim,), weights.norm2_weight, weights.norm2_bias, 1e-5))
+    norm = _norm(x, weights.norm2_weight, weights.norm2_bias)
     before = torch.addmm(weights.fc1_bias, norm.y.view(-1, dim), weights.fc1_weight.t())
     return _Mlp(norm, before, F.gelu(before))
 

@@ -15,7 +15,7 @@ def small_cases(monkeypatch):
 def test_rows_compare_with_spandrel():
     torch.manual_seed(0)
     threads = torch.get_num_threads()
-    inference, training = bench.bench_student("tiny", rounds=2)
+    inference, training = bench.bench_student("tiny", rounds=2, threads=1)
     assert torch.get_num_threads() == threads
     assert (inference.task, inference.size, training.task, training.size) == ("inference", "1x8x9", "training", "2x8x8")
     for row in (inference, training):
