@@ -18,7 +18,7 @@ from student.weights_io import load_student
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Students that are shipped, as NAME.safetensors."""
-DEFAULT = "light-x4"
+DEFAULT = "tiny-x4"
 _ALIGN = 8
 
 
@@ -68,7 +68,7 @@ def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
     """
     path = find_checkpoint(checkpoint)
     device = devices.choose(device)
-    name = path.resolve().parent.name if path.stem in ("student", "model") else path.stem
+    name = name_of(path)
     try:
         student = load_student(path)
     except DtkdError as error:
@@ -89,15 +89,30 @@ def find_checkpoint(checkpoint: str) -> Path:
             if (path / name).exists():
                 return path / name
         raise DtkdError(f"{checkpoint} holds no student.safetensors: name a weight file, or a run that has saved once")
-    shipped = WEIGHTS / f"{checkpoint}.safetensors"
+    shipped = shipped_file(checkpoint)
     if path.exists() or (not shipped.exists() and (path.suffix or len(path.parts) > 1)):
         return path  # what is missing is reported by who reads it
     if not shipped.exists():
-        there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
         raise DtkdError(
-            f"no student {checkpoint!r} is shipped (there are: {there}): give a weight file by --checkpoint"
+            f"no student {checkpoint!r} is shipped (there are: {shipped_names()}): give one of them, a run folder or a "
+            "weight file"
         )
     return shipped
+
+
+def shipped_file(name: str) -> Path:
+    """Where a shipped student is; it need not exist."""
+    return WEIGHTS / f"{name}.safetensors"
+
+
+def shipped_names() -> str:
+    """Names of the shipped students, for people."""
+    return ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
+
+
+def name_of(path: Path) -> str:
+    """What to call the network in a weight file: the run or folder where the file itself says nothing."""
+    return path.parent.resolve().name if path.stem in ("student", "model") else path.stem
 
 
 def _swinir_bytes(student: SwinIR) -> int:

@@ -8,7 +8,9 @@ RUN/best.safetensors       averaged weights at the best validation
 """
 
 import copy
+import dataclasses
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -22,7 +24,7 @@ from pipeline.errors import DtkdError
 from pipeline.files import atomic_write_bytes
 from pipeline.images import to_tensor
 from pipeline.schema import difference
-from student import checkpoint
+from student import checkpoint, network
 from student.checkpoint import Training, TrainState
 from student.loss import measure, scale_weights
 from student.model import SwinIR
@@ -30,31 +32,45 @@ from student.settings import FREE_KEYS, RunSettings, TrainSettings
 from student.stream import CacheDataset
 
 CALIBRATION_SAMPLES = 64  # of the cache, on which the group weights are scaled
-WEIGHTS = Path(__file__).parent / "weights"  # students shipped with the project
 STUDENT, BEST = "student.safetensors", "best.safetensors"
+FILES = ("config.toml", "log.jsonl", STUDENT, BEST)
+PARTS = ("checkpoints/step-*", "checkpoints/.step-*.part", "tensorboard/events.out.tfevents.*")
 
 Resume = Literal["auto", "fresh"]
 
 
 def clear(run: Path) -> None:
-    """Delete what an earlier run left, and nothing else."""
-    for folder in ("checkpoints", "tensorboard"):
-        shutil.rmtree(run / folder, ignore_errors=True)
-    for name in ("config.toml", "log.jsonl", STUDENT, BEST):
-        (run / name).unlink(missing_ok=True)
+    """Delete what an earlier run left, and nothing else.
+
+    Raises:
+        DtkdError: the files are not those of a run, or cannot be deleted.
+    """
+    _refuse_foreign(run)
+    left = [path for pattern in (*PARTS, *FILES) for path in run.glob(pattern)]
+    try:
+        for path in sorted(left, key=lambda path: path.name in FILES):  # what tells that it is ours goes last
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name in ("checkpoints", "tensorboard"):
+            if (run / name).is_dir() and not any((run / name).iterdir()):
+                (run / name).rmdir()
+    except OSError as error:
+        what = f"{error.filename or run} ({error.strerror or error})"
+        raise DtkdError(f"cannot delete {what}: delete it yourself, or choose another folder") from error
 
 
 def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch.device) -> tuple[Training, TrainState]:
     """What a run starts from: its newest checkpoint, else new tensors and step 0.
 
     Raises:
-        DtkdError: the cache has another scale, or the folder holds a run with other settings or of another cache.
+        DtkdError: the cache has another scale, or the folder holds a run with other settings or of another cache, or
+            files that no run has written.
     """
     if settings.model.scale != dataset.scale:
         raise DtkdError(
             f"model.scale is {settings.model.scale}, but {dataset.cache} holds x{dataset.scale} pairs: "
             f"set model.scale={dataset.scale}, or make a cache with --scale {settings.model.scale}"
         )
+    _refuse_foreign(run)
     latest = checkpoint.newest(run)
     if latest is None:
         return new_training(settings, device), _new_state(settings, dataset)
@@ -110,9 +126,9 @@ def shipped(preset: str, scale: int) -> Path:
     Raises:
         DtkdError: there is none of this preset and scale.
     """
-    path = WEIGHTS / f"{preset}-x{scale}.safetensors"
+    path = network.shipped_file(f"{preset}-x{scale}")
     if not path.exists():
-        there = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
+        there = network.shipped_names()
         raise DtkdError(f"no {preset} student for x{scale} is shipped (there are: {there}): leave train.init empty")
     return path
 
@@ -146,6 +162,27 @@ def _calibration_pairs(dataset: CacheDataset, patch: int) -> Iterator[tuple[Tens
         lr, _, teacher = dataset.images(index)
         side = patch * dataset.scale
         yield to_tensor(lr[:patch, :patch])[None], to_tensor(teacher[:side, :side])[None]
+
+
+def _refuse_foreign(run: Path) -> None:
+    """Refuse a folder with files of a run's names that no run has written: they would be replaced or deleted."""
+    if any(run.glob("checkpoints/step-*/state.json")) or _is_config(run / "config.toml"):
+        return
+    found = next((path for pattern in (*FILES, *PARTS) for path in run.glob(pattern)), None)
+    if found:
+        raise DtkdError(
+            f"{run} holds {found.relative_to(run)}, but no training run (no checkpoint, no config.toml of one): "
+            "choose another folder"
+        )
+
+
+def _is_config(path: Path) -> bool:
+    """Whether `save_config` may have written this file: it has a table for each component."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all(isinstance(tree.get(field.name), dict) for field in dataclasses.fields(RunSettings))
 
 
 def _refuse_another_run(run: Path, state: TrainState, settings: RunSettings, dataset: CacheDataset) -> None:

@@ -180,6 +180,42 @@ def test_fresh_starts_again_and_leaves_the_users_files(cache, tmp_path):
     assert [row["step"] for row in rows(tmp_path)] == [2, 2]
 
 
+def test_fresh_deletes_a_run_only(cache, tmp_path):
+    """A project folder has checkpoints/, tensorboard/ and config.toml of its own, too."""
+    for name in ("checkpoints/step-1/weights.pt", "tensorboard/events.out.tfevents.1", "config.toml", run.BEST):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[train]\nmine = 1\n")
+    before = sorted(tmp_path.rglob("*"))
+    for resume in ("fresh", "auto"):
+        with pytest.raises(DtkdError, match=r"holds config\.toml, but no training run .*: choose another folder"):
+            train(cache, tmp_path, settings("train.steps=1", "data.workers=0"), resume)
+        assert sorted(path for path in tmp_path.rglob("*") if path.name != ".lock") == before
+
+
+def test_fresh_leaves_what_the_run_has_not_written(tmp_path):
+    run.save_config(tmp_path, settings())
+    for name in ("checkpoints/step-00000001/state.json", "checkpoints/notes.txt", "tensorboard/events.out.tfevents.1"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    run.clear(tmp_path)
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["checkpoints", "notes.txt"]
+    run.clear(tmp_path)  # nothing is left: nothing to refuse
+    run.clear(tmp_path / "new")
+
+
+def test_what_fresh_cannot_delete_is_told(tmp_path, monkeypatch):
+    run.save_config(tmp_path, settings())
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    with pytest.raises(DtkdError, match=r"cannot delete .*step-00000001 \(Permission denied\)"):
+        run.clear(tmp_path)
+    assert (tmp_path / "config.toml").exists()
+
+
 def poison(monkeypatch, steps: set[int]) -> None:
     """Make the loss of the given (0-based) steps NaN."""
     count = iter(range(1000))
