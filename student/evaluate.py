@@ -2,6 +2,7 @@
 
 Beside the checkpoints stand always `bicubic`, where there are references `gt`, and on a cache's held-out samples the
 `teacher`. Images run one at a time, each with every candidate, so that memory does not grow with the set.
+An image that cannot be read or measured is left out for all candidates, and named with the reason.
 """
 
 import csv
@@ -25,6 +26,7 @@ from pipeline.progress import OnProgress, ProgressEvent
 from student import checkpoint, metrics
 from student.examples import Example, ExampleSet, bicubic, open_examples
 from student.metrics import Image, Loaded, Unavailable
+from student.network import find_checkpoint, name_of
 
 Role = Literal["baseline", "student", "teacher", "gt"]
 OnImage = Callable[[str, str, Image], None]  # candidate's name, image's id, the restored image
@@ -50,10 +52,10 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
-        for name in ("crop_border", "limit"):
+        for name, least in (("crop_border", 0), ("limit", 1), ("scale", 1)):
             value = getattr(self, name)
-            if value is not None and value < (name == "limit"):
-                raise DtkdError(f"{name} must be at least {int(name == 'limit')}, got {value}")
+            if value is not None and value < least:
+                raise DtkdError(f"{name} must be at least {least}, got {value}")
         if not self.metrics:
             raise DtkdError("metrics must name at least one metric, for example psnr_y,ssim_y,piqe")
 
@@ -153,6 +155,10 @@ class Evaluation:
         return text.getvalue()
 
 
+class _BrokenNetworkError(DtkdError):
+    """A checkpoint's fault, which ends the evaluation; what is an image's fault does not."""
+
+
 @dataclass(frozen=True)
 class _Candidate:
     name: str
@@ -174,7 +180,8 @@ def evaluate(
     """Measure checkpoints, and the baselines beside them, on a data folder or a cache's held-out samples.
 
     Args:
-        checkpoints: weight files or run folders; `bicubic` among them is understood (it is always there).
+        checkpoints: what `student.network.find_checkpoint` takes: weight files, run folders, names of shipped students;
+            `bicubic` among them is understood (it is always there).
         data: see `student.examples`.
         settings: how.
         out: write metrics.json, metrics.csv and NAME/ID.png there.
@@ -182,7 +189,7 @@ def evaluate(
         on_progress: called after every image.
 
     Raises:
-        DtkdError: nothing usable in `data`, a checkpoint that is none, or checkpoints of several scales.
+        DtkdError: nothing usable in `data`, a checkpoint that is none or broken, or checkpoints of several scales.
     """
     settings = settings or EvaluationSettings()
     device = choose(settings.device)
@@ -198,21 +205,27 @@ def evaluate(
     sinks = [sink for sink in (on_image, _png_writer(out) if out else None) if sink]
     scores: dict[str, list[Score]] = {candidate.name: [] for candidate in candidates}
     failures: dict[str, str] = {}
-    for index, example in enumerate(examples):
-        for candidate in candidates:
-            image, seconds = candidate.restore(example)
-            if image is None:
-                continue
-            values = _measure(loaded, candidate, image, example, crop_border, failures)
-            scores[candidate.name].append(Score(example.id, values, seconds))
+    skipped = list(examples.skipped)
+    for index, image_id in enumerate(examples.ids):
+        try:
+            rows = _score(examples.read(index), candidates, loaded, crop_border, failures)
+        except _BrokenNetworkError:
+            raise
+        except (DtkdError, OSError) as error:  # this image alone cannot be used
+            skipped.append(Skipped(image_id, error.reason if isinstance(error, images.ImageError) else str(error)))
+            rows = []
+        for name, score, image in rows:
+            scores[name].append(score)
             for sink in sinks:
-                sink(candidate.name, example.id, image)
+                sink(name, image_id, image)
         if on_progress:
             on_progress(ProgressEvent(index + 1, len(examples), "images", ""))
 
+    if len(skipped) == len(examples.skipped) + len(examples):
+        raise DtkdError(f"no image of {data} could be measured: {skipped[-1].id}: {skipped[-1].reason}")
     found = tuple(CandidateScores(c.name, c.role, c.path, c.parameters, tuple(scores[c.name])) for c in candidates)
     loaded = _drop_failed(loaded, failures)
-    result = Evaluation(str(data), examples.kind, examples.scale, crop_border, device, loaded, found, examples.skipped)
+    result = Evaluation(str(data), examples.kind, examples.scale, crop_border, device, loaded, found, tuple(skipped))
     if out:
         atomic_write_json(out / "metrics.json", result.to_json())
         atomic_write_bytes(out / "metrics.csv", result.to_csv().encode())
@@ -222,15 +235,12 @@ def evaluate(
 def _load_students(paths: Sequence[str | Path], device: str) -> dict[str, tuple[Path, torch.nn.Module]]:
     """Networks by name: the run folder's or the file's, made unique where two are equal."""
     students: dict[str, tuple[Path, torch.nn.Module]] = {}
-    for path in map(Path, paths):
-        file = path / "student.safetensors" if path.is_dir() else path
-        if path.is_dir() and not file.exists():
-            raise DtkdError(f"{path} holds no student.safetensors: name a weight file, or a run that has saved once")
-        whole = path.resolve().with_suffix("") if path.is_file() else path.resolve()
-        stem = whole.parent.name if path.is_file() and whole.name == "student" else whole.name
+    for path in paths:
+        file = find_checkpoint(str(path))
+        stem = name_of(file)
         taken = {"bicubic", "teacher", "gt", *students}
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 10_000))) if n not in taken)
-        students[name] = path, checkpoint.load(file).to(device).eval()
+        students[name] = file, checkpoint.load(file).to(device).eval()
     return students
 
 
@@ -288,7 +298,9 @@ def _restorer(name: str, network: torch.nn.Module, device: str) -> Callable[[Exa
             warm = True
         sr, seconds = _timed(lambda: network(lr).float().cpu())
         if not torch.isfinite(sr).all():
-            raise DtkdError(f"{name} gives values that are not finite on {example.id}: the checkpoint is broken")
+            raise _BrokenNetworkError(
+                f"{name} gives values that are not finite on {example.id}: the checkpoint is broken"
+            )
         return images.to_image(sr[0].clamp(0, 1)), seconds
 
     return restore
@@ -297,6 +309,19 @@ def _restorer(name: str, network: torch.nn.Module, device: str) -> Callable[[Exa
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
     began = time.perf_counter()
     return work(), time.perf_counter() - began
+
+
+def _score(
+    example: Example, candidates: Sequence[_Candidate], loaded: Loaded, crop_border: int, failures: dict[str, str]
+) -> list[tuple[str, Score, Image]]:
+    """Every candidate's name, figures and restored image of one example."""
+    rows = []
+    for candidate in candidates:
+        image, seconds = candidate.restore(example)
+        if image is not None:
+            values = _measure(loaded, candidate, image, example, crop_border, failures)
+            rows.append((candidate.name, Score(example.id, values, seconds), image))
+    return rows
 
 
 def _measure(

@@ -4,7 +4,8 @@ A data folder holds `HR/` and `LR/` (real pairs), only `HR/` (the LR image is ma
 `LR/` (no-reference metrics only); a teacher cache gives its held-out samples. Images are read one at a time.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,10 +39,11 @@ class ExampleSet:
     Attributes:
         kind: what the data folder holds.
         scale: HR pixels to an LR pixel, along a side.
-        ids: names of the images, without suffix, in order.
-        skipped: files that could not be used.
+        ids: names of the images in order, without suffix where that leaves them different.
+        skipped: files that could not be used, by their headers.
         manifest: the manifest, where the data is a cache.
         teacher_seconds_per_pixel: pace of the teacher on these images, in output pixels; None where it did not run.
+        read: one example by its index; DtkdError where the image is damaged.
     """
 
     kind: Kind
@@ -50,7 +52,7 @@ class ExampleSet:
     skipped: tuple[Skipped, ...]
     manifest: Manifest | None
     teacher_seconds_per_pixel: float | None
-    _read: Callable[[int], Example]
+    read: Callable[[int], Example]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -58,7 +60,7 @@ class ExampleSet:
 
     def __iter__(self) -> Iterator[Example]:
         """Read one image after the other."""
-        return (self._read(i) for i in range(len(self)))
+        return (self.read(i) for i in range(len(self)))
 
 
 def open_examples(data: Path, scale: int | None = None, limit: int | None = None) -> ExampleSet:
@@ -78,14 +80,16 @@ def open_examples(data: Path, scale: int | None = None, limit: int | None = None
     if not hr and not lr:
         found = "holds none of them" if data.is_dir() else "does not exist"
         raise DtkdError(f"{data} {found}: expected a folder with HR/ or LR/ (or both), or a teacher cache")
-    scale = scale or 4
+    scale = 4 if scale is None else scale
+    if scale < 1:
+        raise DtkdError(f"scale must be at least 1, got {scale}")
     kind: Kind = "HR and LR" if hr and lr else "HR" if hr else "LR"
     root = data if kind == "HR and LR" else data / kind
     found = corpus.scan(root, paired=kind == "HR and LR", scale=scale, min_side=scale if hr else 1)
     sources = found.sources[:limit]
     reader = {"HR and LR": _read_pair, "HR": _read_hr, "LR": _read_lr}[kind]
-    ids = tuple(Path(source.id).with_suffix("").as_posix() for source in sources)
-    return ExampleSet(kind, scale, ids, found.skipped, None, None, lambda i: reader(ids[i], sources[i], scale))
+    ids = _short_names([source.id for source in found.sources])
+    return ExampleSet(kind, scale, ids[:limit], found.skipped, None, None, lambda i: reader(ids[i], sources[i], scale))
 
 
 def bicubic(lr: Image, scale: int) -> Image:
@@ -126,13 +130,21 @@ def _open_cache(cache: Path, scale: int | None, limit: int | None) -> ExampleSet
     if not len(held_out):
         raise DtkdError(f"{cache} holds no held-out samples: make a cache with --hold-out 2 or more")
     metas = [held_out[i].meta for i in range(len(held_out))]
-    ids = tuple(Path(meta["source"]).with_suffix("").as_posix() for meta in metas[:limit])
+    ids = _short_names([meta["source"] for meta in metas])
 
     def read(i: int) -> Example:
         item = held_out[i]
         return Example(ids[i], item.lr, item.gt, item.teacher)
 
-    return ExampleSet("cache", manifest.scale, ids, (), manifest, _teacher_pace(manifest, metas), read)
+    return ExampleSet("cache", manifest.scale, ids[:limit], (), manifest, _teacher_pace(manifest, metas), read)
+
+
+def _short_names(paths: Sequence[str]) -> tuple[str, ...]:
+    """Paths without their suffixes; with them where two would be the same."""
+    stems = [Path(path).with_suffix("").as_posix() for path in paths]
+    count = Counter(stems)
+    names = [path if count[stem] > 1 else stem for path, stem in zip(paths, stems, strict=True)]
+    return tuple(names if len(set(names)) == len(names) else paths)  # a.png, a.jpg, and a third one called a.jpg.png
 
 
 def _teacher_pace(manifest: Manifest, metas: list[dict[str, Any]]) -> float | None:

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import torch
 from cache_support import NoisyBicubic, make_corpus, settings
+from typer.testing import CliRunner
 
+import cli
 from pipeline import images
 from pipeline.errors import DtkdError
-from student import checkpoint, metrics
+from student import checkpoint, metrics, network
 from student.evaluate import EvaluationSettings, evaluate
 from student.examples import bicubic, open_examples
 from student.model import build
@@ -130,6 +132,68 @@ def test_two_files_of_one_name_stay_apart(photos, student, tmp_path):
         (tmp_path / name / "run" / "student.safetensors").symlink_to(student)
     found = evaluate([tmp_path / "a/run", tmp_path / "b/run"], photos, EvaluationSettings(metrics=("psnr_y",), limit=1))
     assert [c.name for c in found.candidates if c.role == "student"] == ["run", "run-2"]
+
+
+def test_an_unusable_image_is_skipped_with_its_reason(photos, tmp_path):
+    (tmp_path / "LR").mkdir()
+    for path in (photos / "LR").iterdir():
+        (tmp_path / "LR" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "HR").mkdir()
+    for path in (photos / "HR").iterdir():
+        (tmp_path / "HR" / path.name).write_bytes(path.read_bytes())
+    first = min((tmp_path / "HR").iterdir())
+    first.write_bytes(first.read_bytes()[:2000])  # the header is whole
+    for name, side in (("HR", 16), ("LR", 4)):
+        images.save(tmp_path / name / "small.png", np.zeros((side, side, 3), np.uint8))
+    found = evaluate(["bicubic"], tmp_path, FIDELITY, out=tmp_path / "out")
+    reasons = {item.id: item.reason for item in found.skipped}
+    assert set(reasons) == {first.stem, "small"}
+    assert "damaged" in reasons[first.stem] and str(tmp_path) not in reasons[first.stem]
+    assert [len(candidate.images) for candidate in found.candidates] == [4, 4]
+    assert len(list((tmp_path / "out" / "bicubic").iterdir())) == 4
+    done = CliRunner().invoke(cli.app, ["evaluate", "bicubic", "--data", str(tmp_path), "--metrics", "psnr_y,ssim_y"])
+    assert done.exit_code == 1 and "skipped small: " in done.stdout and f"skipped {first.stem}: " in done.stdout
+
+
+def test_a_set_without_any_usable_image_is_refused(tmp_path):
+    (tmp_path / "HR").mkdir()
+    images.save(tmp_path / "HR" / "small.png", np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(DtkdError, match=r"no image of .* could be measured: small: "):
+        evaluate([], tmp_path, FIDELITY)
+
+
+def test_a_broken_checkpoint_ends_the_evaluation(photos, tmp_path):
+    model = build("tiny", 4)
+    torch.nn.init.constant_(model.conv_first.bias, float("nan"))
+    checkpoint.save(model, tmp_path / "bad.safetensors", {})
+    with pytest.raises(DtkdError, match="bad gives values that are not finite"):
+        evaluate([tmp_path / "bad.safetensors"], photos, FIDELITY)
+
+
+def test_a_shipped_student_goes_by_its_name(photos, student, tmp_path, monkeypatch):
+    monkeypatch.setattr(network, "WEIGHTS", tmp_path)
+    (tmp_path / "tiny-x4.safetensors").write_bytes(student.read_bytes())
+    found = evaluate(["tiny-x4"], photos, EvaluationSettings(metrics=("psnr_y",), limit=1))
+    assert row(found, "tiny-x4").path == str(tmp_path / "tiny-x4.safetensors")
+    with pytest.raises(DtkdError, match=r"no student 'light-x4' is shipped \(there are: tiny-x4\)"):
+        evaluate(["light-x4"], photos, FIDELITY)
+
+
+def test_photos_that_differ_in_their_suffix_have_ids_of_their_own(tmp_path):
+    (tmp_path / "LR").mkdir()
+    for name in ("a.png", "a.jpg", "b.png"):
+        images.save(tmp_path / "LR" / name, np.zeros((8, 8, 3), np.uint8))
+    assert open_examples(tmp_path).ids == ("a.jpg", "a.png", "b")
+    assert open_examples(tmp_path, limit=1).ids == ("a.jpg",)
+    images.save(tmp_path / "LR" / "a.jpg.png", np.zeros((8, 8, 3), np.uint8))
+    assert open_examples(tmp_path).ids == ("a.jpg", "a.jpg.png", "a.png", "b.png")
+
+
+def test_scale_0_is_no_default(photos):
+    with pytest.raises(DtkdError, match="scale must be at least 1, got 0"):
+        open_examples(photos, 0)
+    with pytest.raises(DtkdError, match="scale must be at least 1, got 0"):
+        EvaluationSettings(scale=0)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import inspect
 import io
 import os
 import subprocess
@@ -295,14 +296,20 @@ def test_progress_counts_tiles_and_says_how_large_the_result_is(tmp_path):
 
 def test_shipped_students_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(network_module, "WEIGHTS", tmp_path)
-    with pytest.raises(DtkdError, match=r"no student 'light-x4' is shipped \(there are: none\)"):
+    with pytest.raises(DtkdError, match=r"no student 'tiny-x4' is shipped \(there are: none\)"):
         load_network()
-    save_student(SwinIR(SMALL["light"]), tmp_path / "light-x4.safetensors", {})
-    with pytest.raises(DtkdError, match=r"no student 'heavy' is shipped \(there are: light-x4\)"):
+    save_student(build("tiny"), tmp_path / "tiny-x4.safetensors", {})
+    with pytest.raises(DtkdError, match=r"no student 'heavy' is shipped \(there are: tiny-x4\)"):
         load_network("heavy")
     with pytest.raises(DtkdError, match="cannot read the checkpoint"):
         load_network("no/such/file.pth")
     assert load_network(device="cpu").scale == 4
+
+
+def test_the_command_takes_the_default_student():
+    import cli
+
+    assert inspect.signature(cli.upscale).parameters["checkpoint"].default == network_module.DEFAULT
 
 
 def test_official_and_spandrel_files_load(tmp_path):
