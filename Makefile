@@ -25,7 +25,7 @@ DEMO_TRAIN  := --set model.preset=tiny --set train.init=shipped --set train.step
 SOURCES := cli.py pipeline student teacher_cache tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo teacher-cache train-student evaluate test test-slow lint typecheck imports check format clean
+.PHONY: help demo teacher-cache train-student evaluate bench test test-slow lint typecheck imports check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=
 
 evaluate: $(STAMP)  ## figures beside bicubic: CHECKPOINT=runs/student DATA=FOLDER (HR/ and LR/, one of them, or a cache)
 	$(BIN)/dtkd evaluate "$(CHECKPOINT)" --data "$(DATA)" $(ARGS)
+
+bench: $(STAMP)  ## the student's speed beside spandrel's SwinIR: ARGS="--preset tiny --rounds 9"
+	$(BIN)/dtkd bench student $(ARGS)
 
 test: $(STAMP)  ## the test suite, as CI runs it
 	$(BIN)/pytest
