@@ -54,7 +54,7 @@ def merge(plan: Plan, records: tuple[ShardRecord, ...]) -> Manifest:
     return Manifest(
         schema=SCHEMA,
         corpus=plan.corpus,
-        teacher=plan.teacher,
+        teacher=plan.teacher_title,
         scale=plan.scale,
         tile=plan.tile,
         degradation=plan.degradation,

@@ -65,12 +65,9 @@ class BuildSettings:
     """Take over a shard whose process on another machine gave no sign for so long."""
 
     def __post_init__(self) -> None:
-        """Check ranges and that a tile suits the degradation and a two-level wavelet transform."""
-        multiple = math.lcm(8, self.degradation.scale)
-        if self.tile < multiple or self.tile % multiple:
-            raise DtkdError(
-                f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
-            )
+        """Check ranges, and that a tile suits a two-level wavelet transform."""
+        if self.tile < 8 or self.tile % 8:
+            self.check_tile()
         for name in ("samples_per_shard", "micro_batch"):
             if getattr(self, name) < 1:
                 raise DtkdError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -82,6 +79,14 @@ class BuildSettings:
             raise DtkdError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
         if self.lease_seconds <= 0:
             raise DtkdError(f"lease_seconds must be above 0, got {self.lease_seconds}")
+
+    def check_tile(self) -> None:
+        """Check that a tile suits the scale, too; not before it is known that the teacher does."""
+        multiple = math.lcm(8, self.degradation.scale)
+        if self.tile < multiple or self.tile % multiple:
+            raise DtkdError(
+                f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Plan:
     """Contents of plan.json."""
 
     corpus: str  # name, for people
-    teacher: str  # name
+    teacher: str  # name to load it by
     degradation: Json
     scale: int
     tile: int
@@ -121,6 +126,11 @@ class Plan:
     def planned(self) -> int:
         """Number of samples."""
         return sum(len(shard.samples) for shard in self.shards)
+
+    @property
+    def teacher_title(self) -> str:
+        """The teacher's name for people, without the folder that it lay in."""
+        return str(self.fingerprint["teacher"].get("name", self.teacher))
 
     @property
     def fingerprint_digest(self) -> str:

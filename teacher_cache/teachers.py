@@ -8,7 +8,9 @@ that another system made). Only this module, `haar_diffusion` and `teacher_run` 
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,6 +35,7 @@ class Teacher(Protocol):
     """A model that restores LR images; the same LR image and seed give the same output, whatever the batch."""
 
     name: str
+    """What `load` finds it by."""
     scale: int
     steps: int
     """Network evaluations an image (NFE)."""
@@ -42,7 +45,7 @@ class Teacher(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that its output depends on, as JSON."""
+        """Everything that its output depends on, as JSON, with a `name` for people; no path of this machine."""
         ...
 
 
@@ -60,7 +63,10 @@ class DiffusersTeacher:
         multiple: int,
         description: dict[str, Any],
     ) -> None:
-        """Take a loaded pipeline; `call(pipe, lr, generators, steps)` returns (B, 3, s h, s w) in [0, 1]."""
+        """Take a loaded pipeline; `call(pipe, lr, generators, steps)` returns (B, 3, s h, s w) in [0, 1].
+
+        `description` is part of the fingerprint, with its `name`.
+        """
         self.name, self.scale, self.steps = name, scale, steps
         self._pipe, self._call, self._multiple, self._description = pipe, call, multiple, description
         pipe.set_progress_bar_config(disable=True)
@@ -80,7 +86,6 @@ class DiffusersTeacher:
         """See Teacher."""
         scheduler = {k: v for k, v in sorted(self._pipe.scheduler.config.items()) if not k.startswith("_")}
         return {
-            "name": self.name,
             "scale": self.scale,
             "steps": self.steps,
             "scheduler": type(self._pipe.scheduler).__name__,
@@ -93,25 +98,28 @@ class DiffusersTeacher:
 class ImportedTeacher:
     """Pictures made elsewhere, one for each photo of the corpus, as large as the HR photo.
 
-    A photo `a/b.png` is looked up as `a/b.*`, then by its stem alone.
+    A photo `a/b.png` is looked up as `a/b.*`, then as `b.*` at the folder's top level, where that is the only picture
+    of this stem in the whole folder.
     """
 
     def __init__(self, folder: Path, scale: int) -> None:
         """Index the pictures below `folder`.
 
         Raises:
-            DtkdError: no such folder, or no picture in it.
+            DtkdError: no such folder, no picture in it, or two that differ in their suffix only.
         """
         if not folder.is_dir():
             raise DtkdError(f"import:{folder}: no such folder; give the folder with the other system's outputs")
-        self.name, self.scale, self.steps = f"import:{folder.name}", scale, 0
+        self.name, self.scale, self.steps = f"import:{_folder_name(folder)}", scale, 0
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
         if not files:
             raise DtkdError(f"import:{folder}: no picture in it; expected one for each photo, with the same name")
-        self._by_path = {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
-        self._by_stem: dict[str, Path | None] = {}
-        for p in files:
-            self._by_stem[p.stem] = None if p.stem in self._by_stem else p
+        self._by_path: dict[str, Path] = {}
+        for path in files:
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if (other := self._by_path.setdefault(name, path)) != path:
+                raise DtkdError(f"import:{folder}: {other.name} and {path.name} are both for photo {name}: remove one")
+        self._stems = Counter(path.stem for path in files)
 
     def lookup(self, source_id: str) -> Path:
         """The picture for a photo's id.
@@ -119,12 +127,31 @@ class ImportedTeacher:
         Raises:
             DtkdError: there is none, or several have its stem.
         """
-        name = Path(source_id).with_suffix("").as_posix()
-        found = self._by_path.get(name) or self._by_stem.get(Path(name).name)
+        found = self._find(source_id)
         if found is None:
-            several = Path(name).name in self._by_stem
+            several = self._stems[Path(source_id).stem] > 1
             raise DtkdError(f"{'several imported outputs' if several else 'no imported output'} for {source_id}")
         return found
+
+    def refuse_shared(self, source_ids: Iterable[str]) -> None:
+        """Check that no two photos have the same picture.
+
+        Raises:
+            DtkdError: two have.
+        """
+        taken: dict[Path, str] = {}
+        for source_id in source_ids:
+            found = self._find(source_id)
+            if found and (other := taken.setdefault(found, source_id)) != source_id:
+                raise DtkdError(
+                    f"{self.name}: {found.name} would serve {other} and {source_id}: "
+                    "name the imported pictures by the photos' relative paths, one for each"
+                )
+
+    def _find(self, source_id: str) -> Path | None:
+        name = Path(source_id).with_suffix("")
+        alone = self._by_path.get(name.name) if self._stems[name.name] == 1 else None
+        return self._by_path.get(name.as_posix()) or alone
 
     def fingerprint(self) -> dict[str, Any]:
         """Names and contents of all pictures."""
@@ -156,9 +183,9 @@ def load(
     if steps is not None and steps < 1:
         raise DtkdError(f"steps must be at least 1, got {steps}")
     if kind == "ldm":
-        teacher = _load_ldm(where or LDM_REPOSITORY, steps, device, dtype)
+        teacher = _load_ldm(name, where or LDM_REPOSITORY, steps, device, dtype)
     elif kind == "sd-x4":
-        teacher = _load_sd_x4(where or SD_X4_REPOSITORY, steps, device, dtype)
+        teacher = _load_sd_x4(name, where or SD_X4_REPOSITORY, steps, device, dtype)
     else:
         teacher = _load_embedded(
             name, EMBEDDED if name == "embedded" else Path(name).expanduser(), steps, device, dtype
@@ -189,6 +216,7 @@ def _load_embedded(name: str, folder: Path, steps: int | None, device: str, dtyp
         steps=steps or pipe.config.steps,
         multiple=2 ** (len(pipe.unet.config.block_out_channels) - 1),
         description={
+            "name": "embedded" if folder == EMBEDDED else _folder_name(folder),
             "dtype": dtype or "fp32",
             "temperature": pipe.config.temperature,
             "band_scale": list(pipe.config.band_scale),
@@ -196,7 +224,7 @@ def _load_embedded(name: str, folder: Path, steps: int | None, device: str, dtyp
     )
 
 
-def _load_ldm(where: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+def _load_ldm(name: str, where: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
     from diffusers import DDIMScheduler, LDMSuperResolutionPipeline
 
     if dtype not in (None, "fp32"):
@@ -217,12 +245,11 @@ def _load_ldm(where: str, steps: int | None, device: str, dtype: Dtype | None) -
         )[0]
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
-    return DiffusersTeacher(
-        "ldm", pipe, call, scale=4, steps=steps or 50, multiple=16, description={"repository": where, "dtype": "fp32"}
-    )
+    description = {"name": "ldm", "dtype": "fp32"} | _repository(where)
+    return DiffusersTeacher(name, pipe, call, scale=4, steps=steps or 50, multiple=16, description=description)
 
 
-def _load_sd_x4(where: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+def _load_sd_x4(name: str, where: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
     from diffusers import DDIMScheduler, StableDiffusionUpscalePipeline
 
     chosen = dtype or ("bf16" if device.startswith("cuda") else "fp32")
@@ -241,9 +268,8 @@ def _load_sd_x4(where: str, steps: int | None, device: str, dtype: Dtype | None)
             return_dict=False,
         )[0]
 
-    return DiffusersTeacher(
-        "sd-x4", pipe, call, scale=4, steps=steps or 50, multiple=4, description={"repository": where, "dtype": chosen}
-    )
+    description = {"name": "sd-x4", "dtype": chosen} | _repository(where)
+    return DiffusersTeacher(name, pipe, call, scale=4, steps=steps or 50, multiple=4, description=description)
 
 
 def _from_pretrained(cls: Any, where: str, dtype: Dtype, device: str) -> Any:
@@ -257,6 +283,15 @@ def _from_pretrained(cls: Any, where: str, dtype: Dtype, device: str) -> Any:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DtkdError(f"cannot load a {cls.__name__} from {where}: {reason}") from error
     return pipe.to(device)
+
+
+def _folder_name(folder: Path) -> str:
+    return Path(os.path.abspath(folder)).name  # `.` has none of its own
+
+
+def _repository(where: str) -> dict[str, str]:
+    """The repository's id; a local folder's path says nothing about what is in it, its weights do."""
+    return {} if Path(where).is_dir() else {"repository": where}
 
 
 def _weights_hash(pipe: Any) -> str:

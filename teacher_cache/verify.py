@@ -127,11 +127,26 @@ def verify_cache(
     return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), tuple(recomputed), repaired)
 
 
+def refuse_imported(plan: Plan) -> None:
+    """Check that a model made the cache's pictures.
+
+    Raises:
+        DtkdError: they were imported.
+    """
+    if plan.teacher_title.startswith("import:"):
+        raise DtkdError(
+            f"the pictures of this cache were imported ({plan.teacher_title}) and cannot be recomputed: leave out "
+            "--recompute"
+        )
+
+
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
+    if recompute:
+        refuse_imported(plan)
     if recompute and teacher is None:
         raise DtkdError(f"recomputing {recompute} samples needs the teacher that made the cache: {plan.teacher}")
     if isinstance(teacher, ImportedTeacher):

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -238,6 +239,53 @@ def test_imported_outputs_are_found_by_path_then_by_stem(tmp_path):
         teacher.lookup("c/one.png")
     with pytest.raises(DtkdError, match="no imported output for three"):
         teacher.lookup("three.png")
+    with pytest.raises(DtkdError, match=r"two\.jpg would serve deep/two\.png and two\.png"):
+        teacher.refuse_shared(["deep/two.png", "three.png", "two.png"])
     before = teacher.fingerprint()
     Image.fromarray(np.ones((8, 8, 3), np.uint8)).save(tmp_path / "two.jpg")
     assert teachers.load(f"import:{tmp_path}").fingerprint() != before
+
+
+def test_a_picture_of_another_folder_is_never_taken(tmp_path):
+    image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / "x").mkdir()
+    image.save(tmp_path / "x" / "001.png")
+    teacher = teachers.load(f"import:{tmp_path}")
+    for photo in ("y/001.png", "001.png"):
+        with pytest.raises(DtkdError, match=f"no imported output for {photo}"):
+            teacher.lookup(photo)
+    image.save(tmp_path / "001.png")
+    teacher = teachers.load(f"import:{tmp_path}")
+    assert teacher.lookup("001.jpg") == tmp_path / "001.png"
+    with pytest.raises(DtkdError, match="several imported outputs"):
+        teacher.lookup("y/001.png")
+
+
+def test_two_pictures_for_one_photo_are_refused(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+    with pytest.raises(DtkdError, match=r"a\.jpg and a\.png are both for photo a: remove one") as error:
+        teachers.load(f"import:{tmp_path}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["", "ldm", "sd-x4"])
+def test_where_a_teacher_lies_is_not_in_its_fingerprint(
+    kind, haar_folder, ldm_folder, sd_folder, tmp_path, monkeypatch
+):
+    folder = {"": haar_folder, "ldm": ldm_folder, "sd-x4": sd_folder}[kind]
+    copy = tmp_path / "elsewhere" / folder.name
+    shutil.copytree(folder, copy)
+    monkeypatch.chdir(copy)
+    names = [f"{kind}:{place}".removeprefix(":") for place in (folder, copy, ".")]
+    loaded = [teachers.load(name, steps=2) for name in names]
+    assert [teacher.name for teacher in loaded] == names
+    one, *others = (teacher.fingerprint() for teacher in loaded)
+    assert others == [one, one]
+    assert one["name"] == (kind or folder.name)
+    assert "repository" not in one
+    assert str(folder.parent) not in json.dumps(one)
+
+
+def test_a_repository_is_in_the_fingerprint():
+    assert teachers._repository("somebody/some-model") == {"repository": "somebody/some-model"}
