@@ -23,7 +23,7 @@ from teacher_cache.lease import Lease, acquire
 from teacher_cache.manifest import finalize
 from teacher_cache.plan import BuildSettings, Plan, PlannedSample, PlannedShard, freeze, make_plan
 from teacher_cache.samples import Cut, DeviceError, Photos, SampleMaker
-from teacher_cache.tally import Tally
+from teacher_cache.tally import FAILURES, Failure, Tally, failures
 from teacher_cache.teachers import ImportedTeacher, Teacher
 from teacher_cache.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
 
@@ -59,6 +59,8 @@ class BuildResult:
     reused: int  # samples of shards that were finished before this run
     computed: int  # samples of shards that this process finished
     skipped: tuple[Skipped, ...]  # photos that could not be used at all
+    failures: tuple[Failure, ...]  # the first ones
+    failures_left_out: int  # failed samples that `failures` does not tell of
     seconds: float
     teacher_seconds_per_image: float | None
     drift: Drift | None
@@ -94,6 +96,7 @@ def build_cache(
         tally.check()
         manifest = finalize(job.cache)
     images = manifest.teacher_images if manifest else 0
+    told = failures(job.plan, tally.records.values())
     return BuildResult(
         cache=job.cache,
         complete=tally.complete,
@@ -103,6 +106,8 @@ def build_cache(
         reused=reused,
         computed=tally.computed,
         skipped=job.plan.skipped,
+        failures=told[:FAILURES],
+        failures_left_out=sum(failure.samples for failure in told[FAILURES:]),
         seconds=round(time.monotonic() - began, 3),
         teacher_seconds_per_image=manifest.teacher_seconds / images if manifest and images else None,
         drift=manifest.drift if manifest else None,
@@ -114,9 +119,12 @@ def prepare(corpus: str | Path, cache: Path, teacher: Teacher | ImportedTeacher,
     degradation = settings.degradation
     if teacher.scale != degradation.scale:
         raise DtkdError(f"the teacher {teacher.name} makes x{teacher.scale}, expected x{degradation.scale} (scale)")
+    settings.check_tile()
     paired = degradation.kind == "paired"
     found = corpora.scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
     plan, sources = make_plan(found, teacher, settings)
+    if isinstance(teacher, ImportedTeacher):
+        teacher.refuse_shared(sources)
     with _explained(cache, "the plan"):
         ensure_dir(cache)
         _refuse_strangers(cache)

@@ -1,13 +1,26 @@
 """Counting while a cache is made: progress for people, and whether too much fails to go on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pipeline.errors import DtkdError
 from pipeline.progress import OnProgress, ProgressEvent
 from pipeline.schema import Sample, ShardRecord
 from teacher_cache.plan import Plan
 
+FAILURES = 20
+"""Failures that a result lists."""
 _SETTLED = 50  # samples after which a share of failures means something
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why samples of a photo failed."""
+
+    source: str  # id of the photo
+    stage: str
+    message: str
+    samples: int  # that failed for this reason
 
 
 class Tally:
@@ -72,10 +85,30 @@ class Tally:
         if errors > self._allowed * max(processed, min(self._plan.planned, _SETTLED)):
             raise DtkdError(
                 f"{errors} of {processed} samples failed, more than max_failure_fraction {self._allowed:g} allows; "
-                f"for example {self._describe()}; repair the cause and run again with retry_errors, or raise the limit"
+                f"for example {self._describe()}; damaged photos: remove or repair them and take a new cache folder, "
+                "or go on without them with --set max_failure_fraction=FRACTION; another cause: mend it and run again "
+                "with --retry-errors"
             )
 
     def _describe(self) -> str:
         sample = self._example or next(sample for sample in self._current if sample.error)
         assert sample.error is not None
-        return f"{sample.key}: {sample.error.stage}: {sample.error.type}: {sample.error.message}"
+        source = _sources(self._plan)[sample.key]
+        return f"{source}: {sample.error.stage}: {sample.error.type}: {sample.error.message}"
+
+
+def failures(plan: Plan, records: Iterable[ShardRecord]) -> tuple[Failure, ...]:
+    """The failed samples of finished shards, those of one photo with one reason together; sorted by photo."""
+    found: dict[tuple[str, str, str], int] = {}
+    sources = _sources(plan)
+    for record in records:
+        for sample in record.errors:
+            assert sample.error is not None
+            reason = (sources[sample.key], sample.error.stage, sample.error.message or sample.error.type)
+            found[reason] = found.get(reason, 0) + 1
+    return tuple(Failure(*reason, count) for reason, count in sorted(found.items()))
+
+
+def _sources(plan: Plan) -> dict[str, str]:
+    """Photo of every sample, by key."""
+    return {sample.key: sample.tile.source for shard in plan.shards for sample in shard.samples}

@@ -236,6 +236,10 @@ def test_a_corrupt_photo_becomes_errors_and_stops_nothing(corpus, cache, tmp_pat
     manifest = shards.load_manifest(tmp_path / "cache")
     errors = [sample.error for shard in manifest.shards for sample in shard.errors]
     assert {error.stage for error in errors} == {"load"}
+    (failure,) = result.failures
+    assert (failure.source, failure.stage, failure.samples) == (photo, "load", 4)
+    assert failure.message == errors[0].message
+    assert result.failures_left_out == 0
     assert all(error.type and error.message for error in errors)
     whole = {meta["key"]: p["teacher"].tobytes() for meta, p in samples(cache) if meta["source"] != photo}
     assert {meta["key"]: p["teacher"].tobytes() for meta, p in samples(tmp_path / "cache")} == whole
@@ -253,6 +257,38 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(corpus, cache, tmp
     assert build_cache(
         str(broken), tmp_path / "cache", NoisyBicubic(), settings(max_failure_fraction=0.5)
     ).errors == 4  # fmt: skip
+
+
+def test_the_advice_can_be_followed(corpus, cache, tmp_path):
+    """A damaged photo is in the plan's fingerprint: mending it makes another corpus, which only a new cache takes."""
+    broken, photo = tmp_path / "corpus", training_photo(cache)
+    shutil.copytree(corpus, broken)
+    damage(broken / photo)
+    with pytest.raises(DtkdError) as caught:
+        build_cache(str(broken), tmp_path / "cache", NoisyBicubic(), settings())
+    assert f"for example {photo}: load: " in str(caught.value)
+    for option in ("a new cache folder", "--set max_failure_fraction=", "--retry-errors"):
+        assert option in str(caught.value)
+    shutil.copy(corpus / photo, broken / photo)
+    with pytest.raises(DtkdError, match=f"changed: {photo}"):
+        build_cache(str(broken), tmp_path / "cache", NoisyBicubic(), settings())
+
+
+def test_failures_are_listed_up_to_a_limit(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("teacher_cache.build.FAILURES", 2)
+    teacher = NoisyBicubic(refuse=lambda lr: True)
+    result = build_cache(str(corpus), tmp_path, teacher, settings(max_failure_fraction=1.0))
+    assert [item.stage for item in result.failures] == ["teacher"] * 2
+    assert sum(item.samples for item in result.failures) + result.failures_left_out == result.errors == 17
+
+
+def test_one_imported_picture_for_two_photos_is_refused(corpus, tmp_path):
+    folder = imported(corpus, tmp_path / "made")
+    shutil.copytree(corpus, tmp_path / "photos" / "again")
+    shutil.copy(corpus / "coffee.png", tmp_path / "photos" / "coffee.png")
+    with pytest.raises(DtkdError, match=r"coffee\.png would serve again/coffee\.png and coffee\.png"):
+        build_cache(str(tmp_path / "photos"), tmp_path / "cache", ImportedTeacher(folder, 4), settings())
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_picture_that_the_teacher_refuses_fails_alone(corpus, cache, tmp_path):
