@@ -105,7 +105,7 @@ def teacher_cache(
     hold_out: Annotated[int | None, typer.Option(help="Photos kept out of training.  [default: 2]")] = None,
     micro_batch: Annotated[int | None, typer.Option(help="Tiles in one teacher call.  [default: 4]")] = None,
     retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Make failed samples again.")] = False,
-    wait: Annotated[bool, typer.Option(help="Wait for shards that other processes are making.")] = True,
+    wait: Annotated[bool, typer.Option(help="Wait for shards of other processes; else exit with 1.")] = True,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of the teacher.")] = None,
     device: _Device = "auto",
     config_file: _Config = None,
@@ -134,13 +134,22 @@ def teacher_cache(
     from pipeline.device import choose
     from teacher_cache import build, teachers
 
+    name = _home(teacher)
     made_for = build_settings.degradation.scale
-    loaded = teachers.load(_home(teacher), scale=made_for, steps=steps, device=choose(device), dtype=dtype)
+    loaded = teachers.load(name, scale=made_for, steps=steps, device=choose(device), dtype=dtype)
+    try:
+        build_settings.check_tile()
+    except DtkdError as error:
+        raise _UsageError(str(error)) from error
     with progress.report("teacher-cache", quiet=_quiet(as_json)) as on_progress:
         result = build.build_cache(_home(corpus), cache.expanduser(), loaded, build_settings, on_progress)
     _tell(as_json, _plain(result), _cache_lines(result))
-    if not result.complete and not as_json:
-        typer.echo("other processes are still at work on the rest")
+    if name.startswith("import:") and build_settings.degradation.kind != "paired" and _first_process():
+        typer.echo(_import_warning(build_settings.degradation.kind), err=True)
+    if not result.complete:
+        if not as_json:
+            typer.echo("other processes are still at work on the rest")
+        raise typer.Exit(EXIT_FAILURE)
 
 
 @app.command(
@@ -482,8 +491,10 @@ def _teacher_of(cache: Path, name: str | None, device: str) -> Any:
     from pipeline.device import choose
     from teacher_cache import teachers
     from teacher_cache.plan import load_plan
+    from teacher_cache.verify import refuse_imported
 
     plan = load_plan(cache)
+    refuse_imported(plan)
     made = plan.fingerprint["teacher"]
     steps, dtype = made.get("steps") or None, made.get("dtype")
     return teachers.load(_home(name or plan.teacher), scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
@@ -491,6 +502,11 @@ def _teacher_of(cache: Path, name: str | None, device: str) -> Any:
 
 def _cache_lines(result: Any) -> list[str]:
     lines = [f"skipped {item.id}: {item.reason}" for item in result.skipped]
+    for item in result.failures:
+        what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
+        lines.append(f"{what} {item.source} ({item.samples} samples): {item.message}")
+    if result.failures_left_out:
+        lines.append(f"and {result.failures_left_out} more failed samples")
     made = "all reused, nothing was left to do" if not result.computed else f"{result.computed} made now"
     parts = [f"{result.ok} of {result.planned} samples", made]
     if result.errors:
@@ -500,6 +516,14 @@ def _cache_lines(result: Any) -> list[str]:
     if result.drift:
         parts.append(f"colour drift {result.drift.mean:.2f} of 255")
     return [*lines, f"{result.cache}: {', '.join(parts)}"]
+
+
+def _import_warning(kind: str) -> str:
+    seen = "random LR images, which no other system has seen" if kind == "real" else f"{kind} LR images made here"
+    return (
+        "warning: imported pictures must have been made from the same LR images as this cache has, but --degradation "
+        f"{kind} gives {seen}: give the LR images that the other system saw, with --degradation paired"
+    )
 
 
 def _bench_lines(rows: Iterable[Any]) -> list[str]:

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from typer.testing import CliRunner
 import cli
 from pipeline import images
 from pipeline.errors import DtkdError
-from teacher_cache.build import build_cache
+from teacher_cache.build import build_cache, prepare
+from teacher_cache.teachers import ImportedTeacher
 
 COMMANDS = ("teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report")
 TINY = [
@@ -90,11 +92,14 @@ def test_the_examples_of_the_help_parse(monkeypatch):
     def reached(*args, **kwargs):
         raise ReachedError
 
-    for place in (
+    places = (
         "teacher_cache.teachers.load", "teacher_cache.verify.verify_cache", "student.train.train",
         "student.evaluate.evaluate", "teacher_cache.train_teacher.train_teacher", "student.report.write_report",
         "teacher_cache.plan.load_plan",
-    ):  # fmt: skip
+    )  # fmt: skip
+    for place in places:  # all before the first is replaced: who imports it later would keep the replacement
+        importlib.import_module(place.rpartition(".")[0])
+    for place in places:
         monkeypatch.setattr(place, reached)
     for command in COMMANDS:
         out, _ = dtkd(command, "--help")
@@ -146,6 +151,28 @@ def test_json_is_one_object_and_nothing_else(cache, tmp_path):
     assert json.loads(out)["ok"] is True
 
 
+def test_unfinished_without_waiting_ends_with_1(photos, outputs, tmp_path):
+    stage_one = ("teacher-cache", photos, tmp_path, "--teacher", f"import:{outputs}", "--no-wait")
+    prepare(str(photos), tmp_path, ImportedTeacher(outputs, 4), settings(kind="real", samples_per_shard=64))
+    (tmp_path / "leases" / "shard-00000000.json").write_text('{"host": "elsewhere"}')
+    options = ("--tile", 64, "--micro-batch", 2, "--hold-out", 1)
+    out, _ = dtkd(*stage_one, *options, code=1)
+    assert "still at work" in out
+    out, _ = dtkd(*stage_one, *options, "--json", code=1)
+    assert json.loads(out)["complete"] is False
+    (tmp_path / "leases" / "shard-00000000.json").unlink()
+    dtkd(*stage_one, *options)
+
+
+def test_imported_pictures_of_other_lr_images_are_warned_of(photos, outputs, tmp_path):
+    for kind, seen in (("real", "no other system has seen"), ("bicubic", "bicubic LR images made here")):
+        stage_one = ("teacher-cache", photos, tmp_path / kind, "--teacher", f"import:{outputs}", "--tile", 64)
+        _, err = dtkd(*stage_one, "--degradation", kind, "--json")
+        (line,) = err.splitlines()
+        assert line.startswith("warning: imported pictures must have been made from the same LR images")
+        assert seen in line
+
+
 def test_damage_is_found_and_ends_with_1(photos, tmp_path):
     build_cache(str(photos), tmp_path, NoisyBicubic(), settings())
     shard = tmp_path / "shard-00000000.tar"
@@ -194,6 +221,39 @@ class TestMistakes:
         out, _ = dtkd("teacher-cache", corpus, tmp_path / "c", "--teacher", f"import:{outputs}", "--tile", 64)
         assert "skipped broken.jpg" in out
         assert "14 of 14 samples" in out
+
+    def test_a_photo_cut_off_in_its_body_is_reported(self, photos, outputs, tmp_path):
+        """Its header is sound, so that only decoding finds out."""
+        corpus, made = tmp_path / "photos", tmp_path / "made"
+        for folder, origin in ((corpus, photos), (made, outputs)):
+            folder.mkdir()
+            for path in origin.iterdir():
+                (folder / path.name).symlink_to(path)
+        images.save(corpus / "cut.jpg", images.load_rgb(photos / "coffee.png"))
+        data = (corpus / "cut.jpg").read_bytes()
+        (corpus / "cut.jpg").write_bytes(data[: len(data) // 2])
+        (made / "cut.png").symlink_to(outputs / "coffee.png")
+        stage_one = ("teacher-cache", corpus, tmp_path / "c", "--teacher", f"import:{made}", "--tile", 64)
+        out, _ = dtkd(*stage_one, "--hold-out", 0, "--set", "max_failure_fraction=0.5")
+        line, total = out.splitlines()
+        assert line.startswith("skipped cut.jpg (4 samples): ")
+        assert "4 failed" in total
+
+    def test_a_scale_that_the_teacher_is_not_for(self, photos, tmp_path):
+        for tile in ((), ("--tile", 240)):
+            out, err = dtkd("teacher-cache", photos, tmp_path / "c", "--scale", 3, *tile, code=1)
+            assert out == ""
+            assert err.splitlines()[-1] == "dtkd: the teacher embedded is made for scale 4, got --scale 3"
+        assert not (tmp_path / "c").exists()
+
+    def test_a_tile_that_does_not_suit_the_scale(self, photos, outputs, tmp_path):
+        teacher = ("--teacher", f"import:{outputs}")
+        line = refused("teacher-cache", photos, tmp_path / "c", "--scale", 3, *teacher, code=2)
+        assert "tile must be a multiple of 24, got 256 (at scale 3)" in line
+
+    def test_imported_pictures_cannot_be_recomputed(self, photos, outputs, tmp_path):
+        build_cache(str(photos), tmp_path, ImportedTeacher(outputs, 4), settings())
+        assert "cannot be recomputed" in refused("verify", tmp_path, "--recompute", 1)
 
     def test_a_cache_of_another_schema(self, cache, tmp_path):
         manifest = json.loads((cache / "manifest.json").read_text())
