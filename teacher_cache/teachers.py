@@ -275,8 +275,11 @@ def _load_sd_x4(name: str, where: str, steps: int | None, device: str, dtype: Dt
 def _from_pretrained(cls: Any, where: str, dtype: Dtype, device: str) -> Any:
     if device.startswith("cpu") and dtype == "fp16":
         raise DtkdError("fp16 weights do not run on a CPU: take fp32 or bf16")
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()  # of the loading; the stage shows its own
     try:
-        pipe = cls.from_pretrained(where, torch_dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
+        pipe = cls.from_pretrained(where, dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
     except ImportError as error:  # diffusers' own message is a page long
         raise DtkdError(f"{cls.__name__} needs transformers: pip install 'dtkd[sd]'") from error
     except (OSError, ValueError) as error:
