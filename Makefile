@@ -20,7 +20,7 @@ ARGS       ?=
 DEMO        := demo
 DEMO_STEPS  ?= 200
 DEMO_TRAIN  := --set model.preset=tiny --set train.init=shipped --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
-    --set train.patch=32 --set train.lr=1e-4 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
+    --set train.patch=32 --set train.lr=5e-5 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
 
 SOURCES := cli.py pipeline student teacher_cache tests
 
@@ -31,7 +31,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 12 minutes on two cores)
-	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2 --seed 27
+	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2 --seed 20
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
 	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd
