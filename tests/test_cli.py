@@ -17,7 +17,9 @@ from pipeline.errors import DtkdError
 from teacher_cache.build import build_cache, prepare
 from teacher_cache.teachers import ImportedTeacher
 
-COMMANDS = ("teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report")
+COMMANDS = (
+    "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "upscale", "export", "bench",
+)  # fmt: skip
 TINY = [
     "model.preset=tiny", "train.steps=4", "train.batch_size=1", "train.patch=8", "train.log_every=1",
     "train.device=cpu", "data.workers=0",
@@ -95,7 +97,8 @@ def test_the_examples_of_the_help_parse(monkeypatch):
     places = (
         "teacher_cache.teachers.load", "teacher_cache.verify.verify_cache", "student.train.train",
         "student.evaluate.evaluate", "teacher_cache.train_teacher.train_teacher", "student.report.write_report",
-        "teacher_cache.plan.load_plan",
+        "teacher_cache.plan.load_plan", "student.upscale.upscale", "student.export.export",
+        "student.bench.bench_student", "student.network.load_network",
     )  # fmt: skip
     for place in places:  # all before the first is replaced: who imports it later would keep the replacement
         importlib.import_module(place.rpartition(".")[0])
