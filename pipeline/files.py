@@ -50,16 +50,20 @@ def fsync_dir(path: str | Path) -> None:
             os.close(descriptor)
 
 
+def _write_synced(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(file.fileno(), _MODE)  # mkstemp made it private
+        os.fsync(file.fileno())
+
+
 def atomic_write_bytes(path: str | Path, data: bytes) -> None:
     """Put `data` under the name `path` at once: readers see the old file or the new one, also after a power cut."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), _MODE)  # mkstemp made it private
-            os.fsync(file.fileno())
+        _write_synced(descriptor, data)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -73,11 +77,7 @@ def create_exclusive(path: str | Path, data: bytes) -> bool:
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), _MODE)
-            os.fsync(file.fileno())
+        _write_synced(descriptor, data)
         try:
             os.link(temporary, path)
         except FileExistsError:
