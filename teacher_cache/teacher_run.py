@@ -35,11 +35,12 @@ from pipeline.runs import newest_checkpoint, write_checkpoint
 from pipeline.schema import difference
 from teacher_cache.haar_diffusion import HaarDiffusionPipeline, band_channels, upsample
 from teacher_cache.patches import PatchDataset, generator
+from teacher_cache.teachers import load_haar
 
 TRAIN_TIMESTEPS = 1000
 TEACHER = "teacher"
 _VAL_SIDE = 256  # HR pixels
-_FREE = ("settings.workers", "settings.save_every")  # may change when a run goes on: the weights do not depend on them
+_FREE = ("workers", "save_every", "sampling_steps", "temperature")  # may change when a run goes on
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,18 @@ class TeacherTraining:
     """Share of a network's steps over which its learning rate falls to zero."""
     ema: float = 0.999
     """Decay of the averaged weights, which are the ones that are saved as the teacher."""
+    init: str = ""
+    """Teacher whose weights to start from, `embedded` or a folder; new weights where empty."""
     channels: tuple[int, ...] = (64, 96, 128)
     """Width of both networks at each resolution, finest first; multiples of 8."""
     layers: int = 2
     """Residual blocks at each resolution."""
     whitening: float = 0.5
     """Power of each level's coefficient spread that it is divided by: 0 leaves pixel scale, 1 whitens fully."""
+    sampling_steps: int = 10
+    """Default number of network evaluations that the teacher refines with."""
+    temperature: float = 1.0
+    """Standard deviation of its initial noise: less than 1 trades texture for cleanness."""
     mild_share: float = 0.6
     """Share of `real` patches with one mild round of degradation, as a camera's (see `patches.mild`)."""
     bf16: bool = True
@@ -81,7 +88,7 @@ class TeacherTraining:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
-        for name in ("steps", "batch_size", "patch", "layers", "save_every"):
+        for name in ("steps", "batch_size", "patch", "layers", "save_every", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise DtkdError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("predictor_share", "decay", "ema", "whitening", "mild_share"):
@@ -92,8 +99,8 @@ class TeacherTraining:
         step = 2 ** (len(self.channels) - 1)
         if self.patch % step:
             raise DtkdError(f"patch must be a multiple of {step} for {len(self.channels)} channels, got {self.patch}")
-        if min(self.workers, self.hold_out, self.seed) < 0 or self.lr <= 0:
-            raise DtkdError("workers, hold_out and seed must not be negative, and lr must be positive")
+        if min(self.workers, self.hold_out, self.seed, self.temperature) < 0 or self.lr <= 0:
+            raise DtkdError("workers, hold_out, seed and temperature must not be negative, and lr must be positive")
 
 
 @dataclass
@@ -126,7 +133,8 @@ def begin(
     """What a run starts from: its newest checkpoint, else new weights and step 0.
 
     Raises:
-        DtkdError: the folder holds a run with other settings or photos, or its checkpoint is damaged.
+        DtkdError: the folder holds a run with other settings or photos, its checkpoint is damaged, or `settings.init`
+            does not fit.
     """
     listed = json.dumps([(photo.id, photo.width, photo.height) for photo in photos])
     corpus = {"photos": len(photos), "digest": hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()}
@@ -136,6 +144,8 @@ def begin(
     saved = read_json(latest / "state.json") if latest else {}
     flat = [[1.0, 1.0]] * degradation.scale.bit_length()
     pipe = _new_pipeline(settings, degradation.scale, saved.pop("band_scale", flat)).to(device)
+    if settings.init and not latest:
+        _start_from(pipe, settings.init)
     weights = [*pipe.predictor.train().parameters(), *pipe.unet.train().parameters()]
     optimizer = torch.optim.AdamW(weights, lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
     state = TeacherState(pipe, optimizer, {k: v.detach().clone() for k, v in _weights(pipe).items()}, **saved)
@@ -217,6 +227,13 @@ def _saving(out: Path, step: int) -> Iterator[None]:
         ) from error
 
 
+def is_exported(out: Path, state: TeacherState) -> bool:
+    """Whether OUT/teacher is there, with the run's present settings of sampling."""
+    path = out / TEACHER / "model_index.json"
+    index = read_json(path) if path.is_file() else {}
+    return all(index.get(key) == state.pipe.config[key] for key in ("steps", "temperature"))
+
+
 def export(out: Path, state: TeacherState) -> Path:
     """Write the averaged weights as the diffusers folder OUT/teacher, in half precision to keep the file small."""
     pipe = _averaged(state)
@@ -281,7 +298,22 @@ def _new_pipeline(settings: TeacherTraining, scale: int, band_scale: list[list[f
         timestep_spacing="trailing",
     )
     predictor, unet = _network(settings, 3, coefficients), _network(settings, 2 * coefficients + 3, coefficients)
-    return HaarDiffusionPipeline(predictor, unet, scheduler, scale, band_scale)
+    return HaarDiffusionPipeline(
+        predictor, unet, scheduler, scale, band_scale, settings.temperature, settings.sampling_steps
+    )
+
+
+def _start_from(pipe: HaarDiffusionPipeline, init: str) -> None:
+    given = load_haar(init)
+    if given.scale != pipe.scale:
+        raise DtkdError(f"init={init} is a x{given.scale} teacher, not x{pipe.scale}")
+    for name in ("predictor", "unet"):
+        ours, theirs = (getattr(p, name).config for p in (pipe, given))
+        for setting, key in (("channels", "block_out_channels"), ("layers", "layers_per_block")):
+            if json.dumps(ours[key]) != json.dumps(theirs[key]):  # tuple or list
+                raise DtkdError(f"init={init} has {setting}={theirs[key]}, got {ours[key]}: set them alike")
+        getattr(pipe, name).load_state_dict(getattr(given, name).state_dict())
+    pipe.register_to_config(band_scale=given.config["band_scale"])
 
 
 def _network(settings: TeacherTraining, inputs: int, outputs: int) -> UNet2DModel:
@@ -330,7 +362,7 @@ def _check_same_run(out: Path, config: dict[str, Any]) -> None:
         return
     begun = read_json(out / "config.json")
     begun.setdefault("corpus", config["corpus"])  # runs from before it was written down
-    changed = [row for row in difference(begun, config) if row.partition(":")[0] not in _FREE]
+    changed = [row for row in difference(begun, config) if row.partition(":")[0].removeprefix("settings.") not in _FREE]
     if changed:
         raise DtkdError(
             f"{out} holds a run with other settings or photos ({'; '.join(changed)}): use the same ones, or "

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from pipeline import torchvision_guard
 from pipeline.errors import DtkdError
 from pipeline.files import sha256_file
 from pipeline.images import SUFFIXES
+
+if TYPE_CHECKING:
+    from teacher_cache.haar_diffusion import HaarDiffusionPipeline
 
 EMBEDDED = Path(__file__).parent / "weights" / "embedded"
 LDM_REPOSITORY = "CompVis/ldm-super-resolution-4x-openimages"
@@ -187,23 +190,31 @@ def load(
     elif kind == "sd-x4":
         teacher = _load_sd_x4(name, where or SD_X4_REPOSITORY, steps, device, dtype)
     else:
-        teacher = _load_embedded(
-            name, EMBEDDED if name == "embedded" else Path(name).expanduser(), steps, device, dtype
-        )
+        teacher = _load_embedded(name, steps, device, dtype)
     if teacher.scale != scale:
         raise DtkdError(f"the teacher {name} is made for scale {teacher.scale}, got --scale {scale}")
     return teacher
 
 
-def _load_embedded(name: str, folder: Path, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+def load_haar(name: str, dtype: Dtype = "fp32", device: str = "cpu") -> "HaarDiffusionPipeline":
+    """The pipeline of `embedded`, or of a folder that `dtkd train-teacher` wrote.
+
+    Raises:
+        DtkdError: there is none.
+    """
     from teacher_cache.haar_diffusion import HaarDiffusionPipeline
 
+    folder = EMBEDDED if name == "embedded" else Path(name).expanduser()
     home = next((f for f in (folder, folder / "teacher") if (f / "model_index.json").is_file()), None)
     if home is None:
         raise DtkdError(
             f"no teacher {name!r}: expected embedded, ldm, sd-x4, import:DIR, or a folder written by dtkd train-teacher"
         )
-    pipe = _from_pretrained(HaarDiffusionPipeline, str(home), dtype or "fp32", device)
+    return _from_pretrained(HaarDiffusionPipeline, str(home), dtype, device)
+
+
+def _load_embedded(name: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+    pipe = load_haar(name, dtype or "fp32", device)
 
     def call(pipe: Any, lr: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:
         return pipe(lr, generators, num_inference_steps=steps)
@@ -213,13 +224,13 @@ def _load_embedded(name: str, folder: Path, steps: int | None, device: str, dtyp
         pipe,
         call,
         scale=pipe.scale,
-        steps=steps or pipe.config.steps,
-        multiple=2 ** (len(pipe.unet.config.block_out_channels) - 1),
+        steps=steps or pipe.config["steps"],
+        multiple=2 ** (len(pipe.unet.config["block_out_channels"]) - 1),
         description={
-            "name": "embedded" if folder == EMBEDDED else _folder_name(folder),
+            "name": _folder_name(Path(name).expanduser()),
             "dtype": dtype or "fp32",
-            "temperature": pipe.config.temperature,
-            "band_scale": list(pipe.config.band_scale),
+            "temperature": pipe.config["temperature"],
+            "band_scale": list(pipe.config["band_scale"]),
         },
     )
 

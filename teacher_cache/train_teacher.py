@@ -105,7 +105,7 @@ def train_teacher(
             if split.val and state.validated < state.step:  # a signal or a kill came between checkpoint and validation
                 with RunLog(out, state.step) as log:
                     _log(log, state.step, folder.validate(out, state, split.val, degradation))
-            if not (out / folder.TEACHER).exists():
+            if not folder.is_exported(out, state):
                 folder.export(out, state)
         accelerator.wait_for_everyone()
     teacher = out / folder.TEACHER

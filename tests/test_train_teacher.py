@@ -120,6 +120,44 @@ def test_other_settings_are_refused_and_free_ones_are_not(trained, corpus):
     assert train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, save_every=3, workers=1)).reused
 
 
+def test_other_sampling_settings_make_a_finished_run_export_again(trained, corpus, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained[1], out)
+    again = train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, sampling_steps=3, temperature=0.5))
+    assert again.reused
+    before, after = (json.loads((run / "teacher" / "model_index.json").read_text()) for run in (trained[1], out))
+    assert (before["steps"], before["temperature"]) == (10, 1.0)
+    assert {**before, "steps": 3, "temperature": 0.5} == after
+    assert teachers.load(str(out)).steps == 3
+
+
+def test_a_run_starts_from_the_weights_of_another_teacher(trained, corpus, tmp_path):
+    settings = dataclasses.replace(TINY, init=str(trained[1]), predictor_share=0.0, steps=2, lr=1e-9)
+    train_teacher(str(corpus), tmp_path, REAL, settings)
+    for network, tolerance in (("predictor", 0), ("unet", 1e-4)):
+        file = f"teacher/{network}/diffusion_pytorch_model.safetensors"
+        given, ended = load_file(trained[1] / file), load_file(tmp_path / file)
+        assert all(torch.allclose(value, ended[name], rtol=0, atol=tolerance) for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"init": "nowhere"}, "no teacher 'nowhere'"),
+        ({"channels": (16, 16)}, r"has channels=\[8, 16\], got \(16, 16\): set them alike"),
+        ({"layers": 2}, "has layers=1, got 2"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(trained, corpus, tmp_path, wrong, message):
+    with pytest.raises(DtkdError, match=message):
+        train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, **{"init": str(trained[1]), **wrong}))
+
+
+def test_weights_of_another_scale_are_refused(trained, corpus, tmp_path):
+    with pytest.raises(DtkdError, match="is a x4 teacher, not x2"):
+        train_teacher(str(corpus), tmp_path, Degradation("real", 2), dataclasses.replace(TINY, init=str(trained[1])))
+
+
 def test_workers_do_not_change_the_weights(trained, corpus, tmp_path):
     train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, workers=2))
     assert_same_training(trained[1], tmp_path)
@@ -145,7 +183,7 @@ def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(corpus, tmp_
         ({"channels": (12, 16)}, "channels must be multiples of 8"),
         ({"decay": 2.0}, "decay must be within 0..1, got 2.0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"workers": -1}, "workers, hold_out and seed"),
+        ({"workers": -1}, "workers, hold_out, seed and temperature"),
     ],
 )
 def test_settings_that_no_run_can_have(change, message):
