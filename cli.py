@@ -453,25 +453,30 @@ def export(
     epilog=_examples(
         "dtkd bench student",
         "dtkd bench student --preset tiny --rounds 9 --json",
+        "dtkd bench student --device cuda --bf16 --compile",
     )
 )
 def bench(
     what: Annotated[Literal["student"], typer.Argument(help="What to measure: student", show_default=False)],
     preset: Annotated[str, typer.Option(help="Preset of the student.")] = "light",
     rounds: Annotated[int, typer.Option(min=1, help="Turns that each network takes in each case.")] = 5,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of CPU operators.")] = 2,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Both under bf16 autocast, not in float32.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Both through torch.compile.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Measure the student's speed on the CPU.
+    """Measure the student's speed and memory.
 
-    Beside spandrel's SwinIR with the same weights where it is installed, in one process, taking turns.
+    Beside spandrel's SwinIR with the same weights where it is installed, taking turns.
     """
-    from student.bench import bench_student
+    from pipeline.device import choose
+    from student.bench import Setup, bench_lines, bench_student
 
-    rows = bench_student(preset, rounds=rounds)
-    lines = _bench_lines(rows)
-    if any(row.peer_seconds is None for row in rows):
-        lines.append("no peer: spandrel is not installed")
-    _tell(as_json, {"bench": what, "preset": preset, "rounds": rounds, "rows": [_plain(row) for row in rows]}, lines)
+    setup = Setup(preset, device=choose(device), threads=threads, compiled=compiled, bf16=bf16)
+    rows = bench_student(setup, rounds)
+    about = {"bench": what, **_plain(setup), "rounds": rounds}
+    _tell(as_json, {**about, "rows": [_plain(row) for row in rows]}, bench_lines(rows))
 
 
 # Settings in, results out ------------------------------------------------------------------------------------------
@@ -524,18 +529,6 @@ def _import_warning(kind: str) -> str:
         "warning: imported pictures must have been made from the same LR images as this cache has, but --degradation "
         f"{kind} gives {seen}: give the LR images that the other system saw, with --degradation paired"
     )
-
-
-def _bench_lines(rows: Iterable[Any]) -> list[str]:
-    columns = "{:<10}  {:<10}  {:>8}  {:>8}  {:>6}  {:>12}  {:>14}"
-    lines = [columns.format("task", "BxHxW", "seconds", "peer", "ratio", "spread", "max difference")]
-    for row in rows:
-        peer = ["-"] * 4
-        if row.peer_seconds is not None:
-            spread = "{:.2f} to {:.2f}".format(*row.spread)
-            peer = [f"{row.peer_seconds:.4f}", f"{row.ratio:.2f}", spread, f"{row.max_difference:.1e}"]
-        lines.append(columns.format(row.task, row.size, f"{row.seconds:.4f}", *peer))
-    return lines
 
 
 def _plain(result: Any) -> dict[str, Any]:

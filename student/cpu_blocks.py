@@ -24,8 +24,8 @@ from torch import Tensor
 
 from student.windows import attention_mask, is_traced, relative_position_index
 
-CHUNK_BYTES = 3 << 19
-"""Attention logits of a chunk; the rest of its working set is about as large."""
+CHUNK_BYTES = 18 << 20
+"""What a chunk of windows works on: small enough to stay in cache, large enough that operators' starts do not count."""
 
 
 class BlockWeights(NamedTuple):
@@ -100,7 +100,8 @@ def _tables(window: int) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.device("cpu"):
         half = window // 2
         order = torch.arange(window * window).view(2, half, 2, half).transpose(1, 2).flatten()
-        masks = attention_mask(2 * window, 2 * window, window, half)
+        # Ten times the published -100, whose exponential is a denormal number, slow to compute with: now it is 0.
+        masks = 10 * attention_mask(2 * window, 2 * window, window, half)
         index = relative_position_index(window)
         return index[order][:, order].flatten(), masks[:, order][:, :, order].unsqueeze(1)
 
@@ -139,7 +140,7 @@ class _Block(torch.autograd.Function):
         for chunk, activations in _forward(tiles, BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]):
             _scatter(out, chunk, activations.out)
             if keep:
-                kept.append(_Kept.of(chunk, activations))
+                kept.append((chunk, activations._replace(out=None)))
         ctx.kept = kept
         return out
 
@@ -148,10 +149,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         tiles, *inputs = ctx.saved_tensors
         weights = BlockWeights(*inputs[:13])
-        if ctx.kept:
-            chunks = ((kept.chunk, kept.restore(weights)) for kept in ctx.kept)
-        else:
-            chunks = _forward(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
+        chunks = ctx.kept or _forward(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
         grads = _backward(grad, chunks, weights)
         ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
         wanted = ctx.needs_input_grad[:14]
@@ -167,42 +165,67 @@ class _Chunk(NamedTuple):
     """Factors of the attention and the MLP branch, (n, 1, 1)."""
 
 
-class _Query(NamedTuple):
-    """The qkv layer as the chunks use it: a matrix and a column for each of query, key and value, the query scaled."""
+class _Folded(NamedTuple):
+    """Weights as the chunks use them: every linear layer behind a norm contains the norm's scale and shift.
 
-    matrices: Tensor
-    """(3, C, C)."""
-    columns: Tensor
-    """(3, C, 1)."""
-    factor: float
+    Rows of qkv are ordered by head, (h, 3, d) instead of (3, h, d), so that no copy is needed to split heads, and the
+    queries' rows contain the factor of the logits.
+    """
+
+    qkv: Tensor  # (3 C, C)
+    qkv_bias: Tensor  # (3 C, 1)
+    fc1: Tensor  # (M, C)
+    fc1_bias: Tensor  # (M)
 
     @classmethod
-    def of(cls, weights: BlockWeights) -> "_Query":
-        dim, heads = weights.norm1_weight.numel(), weights.bias.shape[1]
-        factor = (dim // heads) ** -0.5
-        matrices, columns = weights.qkv_weight.clone().view(3, dim, dim), weights.qkv_bias.clone().view(3, dim, 1)
-        matrices[0] *= factor
-        columns[0] *= factor
-        return cls(matrices, columns, factor)
+    def of(cls, w: BlockWeights) -> "_Folded":
+        heads = w.bias.shape[1]
+        qkv, qkv_bias = _fold_norm(w.qkv_weight, w.qkv_bias, w.norm1_weight, w.norm1_bias)
+        mlp = _fold_norm(w.fc1_weight, w.fc1_bias, w.norm2_weight, w.norm2_bias)
+        return cls(_by_head(qkv, heads), _by_head(qkv_bias, heads).unsqueeze(1), *mlp)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """Rows (3, h, d) in the order (h, 3, d), and queries times the factor of the logits."""
+    x = x.unflatten(0, (3, heads, -1)).transpose(0, 1).contiguous()
+    x[:, 0] *= x.shape[2] ** -0.5
+    return x.flatten(0, 2)
+
+
+def _by_kind(x: Tensor, heads: int) -> Tensor:
+    """The gradient of `_by_head`: rows (h, 3, d) in the order (3, h, d), and queries times the factor."""
+    x = x.unflatten(0, (heads, 3, -1)).transpose(0, 1).contiguous()
+    x[0] *= x.shape[2] ** -0.5
+    return x.flatten(0, 2)
+
+
+def _fold_norm(matrix: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear layer (O, C), (O) with the scale and shift (C) of the norm before it."""
+    return matrix * scale, torch.addmv(bias, matrix, shift)
+
+
+def _unfold_norm(
+    grad: Tensor, grad_bias: Tensor, matrix: Tensor, scale: Tensor, shift: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of matrix, scale and shift from those of what `_fold_norm` returned; the bias's stays as it is."""
+    return torch.addr(grad * scale, grad_bias, shift), (grad * matrix).sum(0), grad_bias @ matrix
 
 
 class _Normed(NamedTuple):
-    y: Tensor
+    y: Tensor  # (n, N, C), before scale and shift
     mean: Tensor
     rstd: Tensor
 
 
 class _Attention(NamedTuple):
-    norm: _Normed  # (n, N, C)
-    q: Tensor  # (n * h, d, N), as k and v
-    k: Tensor
-    v: Tensor
+    norm: _Normed
+    qkv: Tensor  # (n * h, 3 d, N)
     p: Tensor  # (n * h, N, N), attention probabilities
     o: Tensor  # (n, C, N)
 
 
 class _Mlp(NamedTuple):
-    norm: _Normed  # (n, N, C)
+    norm: _Normed
     before: Tensor  # (n * N, M), before the GELU
     after: Tensor  # (n * N, M)
 
@@ -215,37 +238,9 @@ class _Activations(NamedTuple):
     out: Tensor | None  # (n, N, C)
 
 
-class _Kept(NamedTuple):
-    """What the backward pass takes from the forward pass: products, nothing that is cheaper to compute than to read.
-
-    Probabilities, norms and GELUs would more than double it: fresh memory costs more than their operations.
-    """
-
-    chunk: _Chunk
-    x: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    o: Tensor
-    middle: Tensor
-    before: Tensor
-
-    @classmethod
-    def of(cls, chunk: _Chunk, a: _Activations) -> "_Kept":
-        attention = a.attention
-        return cls(chunk, a.x, attention.q, attention.k, attention.v, attention.o, a.middle, a.mlp.before)
-
-    def restore(self, weights: BlockWeights) -> _Activations:
-        norm1 = _norm(self.x, weights.norm1_weight, weights.norm1_bias)
-        p = _probabilities(self.q, self.k, weights, self.chunk.kind)
-        attention = _Attention(norm1, self.q, self.k, self.v, p, self.o)
-        norm2 = _norm(self.middle, weights.norm2_weight, weights.norm2_bias)
-        return _Activations(self.x, attention, self.middle, _Mlp(norm2, self.before, F.gelu(self.before)), None)
-
-
 def _chunks(weights: BlockWeights, where: Grid, scales: Tensor | None) -> Iterator[_Chunk]:
     _, heads, tokens, _ = weights.bias.shape
-    count = max(1, CHUNK_BYTES // (4 * heads * tokens * tokens))
+    count = max(1, CHUNK_BYTES // (4 * tokens * (heads * tokens + 12 * weights.norm1_weight.numel())))
     for start in range(0, len(where.kind), count):
         part = slice(start, start + count)
         scale = (None, None) if scales is None else (scales[0, part, None, None], scales[1, part, None, None])
@@ -256,12 +251,12 @@ def _forward(
     tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None, *, to_out: bool = True
 ) -> Iterator[tuple[_Chunk, _Activations]]:
     """Runs chunk after chunk; without `to_out` only as far as the backward pass needs."""
-    query = _Query.of(weights)
+    folded = _Folded.of(weights)
     for chunk in _chunks(weights, where, scales):
         x = _gather(tiles, chunk, weights)
-        attention = _attend(x, weights, query, chunk.kind)
+        attention = _attend(x, weights, folded, chunk.kind)
         middle = _plus_attention(x, attention.o, weights, chunk.scale[0])
-        mlp = _mlp(middle, weights)
+        mlp = _mlp(middle, folded)
         out = _plus_mlp(middle, mlp.after, weights, chunk.scale[1]) if to_out else None
         yield chunk, _Activations(x, attention, middle, mlp, out)
 
@@ -276,27 +271,26 @@ def _scatter(tiles: Tensor, chunk: _Chunk, x: Tensor | None) -> None:
     tiles.index_copy_(0, chunk.rows, x.view(len(chunk.rows), -1))
 
 
-def _attend(x: Tensor, weights: BlockWeights, query: _Query, kind: Tensor) -> _Attention:
+def _attend(x: Tensor, weights: BlockWeights, folded: _Folded, kind: Tensor) -> _Attention:
     """Attention of normalised windows (n, N, C), up to the projection."""
     n, tokens, dim = x.shape
     heads = weights.bias.shape[1]
-    norm = _norm(x, weights.norm1_weight, weights.norm1_bias)
-    q, k, v = (
-        torch.baddbmm(column.expand(n, dim, tokens), matrix.expand(n, dim, dim), norm.y.transpose(1, 2)).view(
-            n * heads, dim // heads, tokens
-        )
-        for matrix, column in zip(query.matrices, query.columns, strict=True)
-    )
-    p = _probabilities(q, k, weights, kind)
-    return _Attention(norm, q, k, v, p, torch.bmm(v, p.transpose(1, 2)).view(n, dim, tokens))
+    norm, columns = _norm(x), folded.qkv_bias.expand(n, -1, tokens)
+    qkv = torch.baddbmm(columns, folded.qkv.expand(n, -1, -1), norm.y.transpose(1, 2)).view(n * heads, -1, tokens)
+    p = _probabilities(qkv, weights, kind)
+    return _Attention(norm, qkv, p, torch.bmm(qkv.chunk(3, 1)[2], p.transpose(1, 2)).view(n, dim, tokens))
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> _Normed:
-    return _Normed(*torch.native_layer_norm(x, (x.shape[-1],), weight, bias, 1e-5))
+def _norm(x: Tensor) -> _Normed:
+    mean = x.mean(-1, keepdim=True)
+    y = x - mean
+    rstd = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(1e-5).rsqrt_()
+    return _Normed(y.mul_(rstd), mean, rstd)
 
 
-def _probabilities(q: Tensor, k: Tensor, weights: BlockWeights, kind: Tensor) -> Tensor:
-    """Attention probabilities (n * h, N, N) of queries and keys (n * h, d, N)."""
+def _probabilities(qkv: Tensor, weights: BlockWeights, kind: Tensor) -> Tensor:
+    """Attention probabilities (n * h, N, N) of queries, keys and values (n * h, 3 d, N)."""
+    q, k, _ = qkv.chunk(3, 1)
     p = weights.bias.index_select(0, kind).flatten(0, 1).baddbmm_(q.transpose(1, 2), k)
     return torch.softmax(p, -1, out=p)
 
@@ -309,11 +303,10 @@ def _plus_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor |
     return (x + bias).baddbmm_(o.transpose(1, 2), weights.proj_weight.t().expand(len(x), -1, -1))
 
 
-def _mlp(x: Tensor, weights: BlockWeights) -> _Mlp:
+def _mlp(x: Tensor, folded: _Folded) -> _Mlp:
     """The MLP of normalised windows (n, N, C), up to its second layer."""
-    dim = x.shape[-1]
-    norm = _norm(x, weights.norm2_weight, weights.norm2_bias)
-    before = torch.addmm(weights.fc1_bias, norm.y.view(-1, dim), weights.fc1_weight.t())
+    norm = _norm(x)
+    before = torch.addmm(folded.fc1_bias, norm.y.view(-1, x.shape[-1]), folded.fc1.t())
     return _Mlp(norm, before, F.gelu(before))
 
 
@@ -326,70 +319,116 @@ def _plus_mlp(x: Tensor, after: Tensor, weights: BlockWeights, scale: Tensor | N
     return (x + bias).view(-1, dim).addmm_(after, weights.fc2_weight.t()).view_as(x)
 
 
+class _Sums(NamedTuple):
+    """Gradients of a block's weights, summed over chunks.
+
+    Those of matrices that multiply window by window stay apart for each window of a chunk until the end.
+    """
+
+    qkv: Tensor  # (n, 3 C, C), by head
+    qkv_bias: Tensor  # (3 C), by head
+    bias: Tensor  # (K, h, N, N)
+    proj: Tensor  # (n, C, C)
+    proj_bias: Tensor
+    fc1: Tensor
+    fc1_bias: Tensor
+    fc2: Tensor
+    fc2_bias: Tensor
+
+    @classmethod
+    def zeros(cls, w: BlockWeights, windows: int) -> "_Sums":
+        zeros, new = torch.zeros_like, w.qkv_weight.new_zeros
+        return cls(
+            qkv=new(windows, *w.qkv_weight.shape),
+            qkv_bias=zeros(w.qkv_bias),
+            bias=zeros(w.bias),
+            proj=new(windows, *w.proj_weight.shape),
+            proj_bias=zeros(w.proj_bias),
+            fc1=zeros(w.fc1_weight),
+            fc1_bias=zeros(w.fc1_bias),
+            fc2=zeros(w.fc2_weight),
+            fc2_bias=zeros(w.fc2_bias),
+        )
+
+    def gradients(self, w: BlockWeights) -> BlockWeights:
+        """Of the weights as they are given."""
+        heads = w.bias.shape[1]
+        qkv, qkv_bias = _by_kind(self.qkv.sum(0), heads), _by_kind(self.qkv_bias, heads)
+        qkv, norm1_weight, norm1_bias = _unfold_norm(qkv, qkv_bias, w.qkv_weight, w.norm1_weight, w.norm1_bias)
+        fc1, norm2_weight, norm2_bias = _unfold_norm(
+            self.fc1, self.fc1_bias, w.fc1_weight, w.norm2_weight, w.norm2_bias
+        )
+        return BlockWeights(
+            norm1_weight=norm1_weight,
+            norm1_bias=norm1_bias,
+            qkv_weight=qkv,
+            qkv_bias=qkv_bias,
+            bias=self.bias,
+            proj_weight=self.proj.sum(0),
+            proj_bias=self.proj_bias,
+            norm2_weight=norm2_weight,
+            norm2_bias=norm2_bias,
+            fc1_weight=fc1,
+            fc1_bias=self.fc1_bias,
+            fc2_weight=self.fc2,
+            fc2_bias=self.fc2_bias,
+        )
+
+
 def _backward(grad: Tensor, chunks: Iterable[tuple[_Chunk, _Activations]], weights: BlockWeights) -> tuple[Tensor, ...]:
     """Gradients of the input and of each of the weights."""
-    dim = weights.norm1_weight.numel()
-    query, sums, grad_tiles = _Query.of(weights), BlockWeights(*map(torch.zeros_like, weights)), torch.empty_like(grad)
+    folded, sums, grad_tiles = _Folded.of(weights), None, torch.empty_like(grad)
     for chunk, activations in chunks:
+        sums = sums or _Sums.zeros(weights, len(chunk.kind))  # the first chunk is the largest
         g = _gather(grad, chunk, weights)
-        _mlp_backward(g, activations.middle, activations.mlp, weights, sums, chunk.scale[1])
-        _attention_backward(g, activations.x, activations.attention, weights, query, sums, chunk)
+        _mlp_backward(g, activations.mlp, activations.middle, weights, folded, sums, chunk.scale[1])
+        _attention_backward(g, activations.attention, activations.x, weights, folded, sums, chunk)
         _scatter(grad_tiles, chunk, g)
-    sums.qkv_weight[:dim] *= query.factor
-    sums.qkv_bias[:dim] *= query.factor
-    return grad_tiles, *sums
+    assert sums is not None
+    return grad_tiles, *sums.gradients(weights)
 
 
 def _mlp_backward(
-    g: Tensor, x: Tensor, mlp: _Mlp, weights: BlockWeights, sums: BlockWeights, scale: Tensor | None
+    g: Tensor, mlp: _Mlp, x: Tensor, weights: BlockWeights, folded: _Folded, sums: _Sums, scale: Tensor | None
 ) -> None:
     """In place: from the gradient g of x + MLP(x) to that of x; adds to the sums of the weights' gradients."""
     dim = x.shape[-1]
     outer = (g if scale is None else g * scale).view(-1, dim)
-    sums.fc2_weight.addmm_(outer.t(), mlp.after)
+    sums.fc2.addmm_(outer.t(), mlp.after)
     sums.fc2_bias.add_(outer.sum(0))
     hidden = torch.ops.aten.gelu_backward(outer @ weights.fc2_weight, mlp.before)
-    sums.fc1_weight.addmm_(hidden.t(), mlp.norm.y.view(-1, dim))
+    sums.fc1.addmm_(hidden.t(), mlp.norm.y.view(-1, dim))
     sums.fc1_bias.add_(hidden.sum(0))
-    inner = (hidden @ weights.fc1_weight).view_as(x)
-    _norm_backward(
-        g, inner, x, mlp.norm, (weights.norm2_weight, weights.norm2_bias), (sums.norm2_weight, sums.norm2_bias)
-    )
+    _norm_backward(g, (hidden @ folded.fc1).view_as(x), x, mlp.norm)
 
 
 def _attention_backward(
-    g: Tensor, x: Tensor, a: _Attention, weights: BlockWeights, query: _Query, sums: BlockWeights, chunk: _Chunk
+    g: Tensor, a: _Attention, x: Tensor, weights: BlockWeights, folded: _Folded, sums: _Sums, chunk: _Chunk
 ) -> None:
     """In place: from the gradient g of x + attention(x) to that of x; adds to the sums of the weights' gradients."""
     n, tokens, dim = x.shape
     outer = g if chunk.scale[0] is None else g * chunk.scale[0]
-    sums.proj_weight.add_(torch.bmm(outer.transpose(1, 2), a.o.transpose(1, 2)).sum(0))
+    sums.proj[:n].baddbmm_(outer.transpose(1, 2), a.o.transpose(1, 2))
     sums.proj_bias.add_(outer.sum((0, 1)))
-    do = torch.bmm(weights.proj_weight.t().expand(n, -1, -1), outer.transpose(1, 2)).view_as(a.v)
-    ds = torch.ops.aten._softmax_backward_data(torch.bmm(do.transpose(1, 2), a.v), a.p, -1, torch.float32)
+    q, k, v = a.qkv.chunk(3, 1)
+    do = torch.bmm(weights.proj_weight.t().expand(n, -1, -1), outer.transpose(1, 2)).view_as(q)
+    ds = torch.ops.aten._softmax_backward_data(torch.bmm(do.transpose(1, 2), v), a.p, -1, torch.float32)
+    by_window = ds.view(n, *weights.bias.shape[1:])
     if len(sums.bias) == 1:
-        sums.bias[0].add_(ds.view(n, *weights.bias.shape[1:]).sum(0))
+        sums.bias[0].add_(by_window.sum(0))
     else:
-        sums.bias.index_add_(0, chunk.kind, ds.view(n, *weights.bias.shape[1:]))
-    inner = torch.zeros_like(x)
-    parts = (torch.bmm(a.k, ds.transpose(1, 2)), torch.bmm(a.q, ds), torch.bmm(do, a.p))
-    for i, part in enumerate(parts):
-        part = part.view(n, dim, tokens)
-        sums.qkv_weight[i * dim : (i + 1) * dim].add_(torch.bmm(part, a.norm.y).sum(0))
-        sums.qkv_bias[i * dim : (i + 1) * dim].add_(part.sum((0, 2)))
-        inner.baddbmm_(part.transpose(1, 2), query.matrices[i].expand(n, -1, -1))
-    _norm_backward(
-        g, inner, x, a.norm, (weights.norm1_weight, weights.norm1_bias), (sums.norm1_weight, sums.norm1_bias)
-    )
+        sums.bias.index_add_(0, chunk.kind, by_window)
+    parts = (torch.bmm(k, ds.transpose(1, 2)), torch.bmm(q, ds), torch.bmm(do, a.p))
+    dqkv = torch.cat(parts, 1).view(n, 3 * dim, tokens)
+    sums.qkv[:n].baddbmm_(dqkv, a.norm.y)
+    sums.qkv_bias.add_(dqkv.sum((0, 2)))
+    _norm_backward(g, torch.bmm(dqkv.transpose(1, 2), folded.qkv.expand(n, -1, -1)), x, a.norm)
 
 
-def _norm_backward(
-    g: Tensor, inner: Tensor, x: Tensor, norm: _Normed, weights: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor]
-) -> None:
+def _norm_backward(g: Tensor, inner: Tensor, x: Tensor, norm: _Normed) -> None:
     """In place: add to g what reaches x through its norm, whose output has the gradient `inner`."""
-    through = torch.ops.aten.native_layer_norm_backward(
-        inner, x, (x.shape[-1],), norm.mean, norm.rstd, *weights, (True, True, True)
+    g.add_(
+        torch.ops.aten.native_layer_norm_backward(
+            inner, x, (x.shape[-1],), norm.mean, norm.rstd, None, None, (True, False, False)
+        )[0]
     )
-    g.add_(through[0])
-    sums[0].add_(through[1])
-    sums[1].add_(through[2])

@@ -12,6 +12,7 @@ from student import bench
 @pytest.fixture(autouse=True)
 def one_small_case(monkeypatch):
     monkeypatch.setattr(bench, "CASES", (("inference", (1, 8, 9)),))
+    monkeypatch.setattr(bench, "_peak_memory", lambda setup, task, size, index: (index + 1) * 10**6)
 
 
 def run(*args):
@@ -22,8 +23,20 @@ def test_a_table_of_student_and_peer():
     done = run("student", "--preset", "tiny", "--rounds", "1")
     head, row = done.stdout.splitlines()
     assert done.exit_code == 0
-    assert head.split() == ["task", "BxHxW", "seconds", "peer", "ratio", "spread", "max", "difference"]
-    assert row.split()[:2] == ["inference", "1x8x9"] and len(row.split()) == 9  # the spread is "a to b"
+    assert head.split() == [
+        "task",
+        "BxHxW",
+        "seconds",
+        "peer",
+        "ratio",
+        "spread",
+        "MB",
+        "peer",
+        "MB",
+        "max",
+        "difference",
+    ]
+    assert row.split()[:2] == ["inference", "1x8x9"] and len(row.split()) == 11  # the spread is "a to b"
 
 
 def test_json_and_no_peer(monkeypatch):
@@ -31,7 +44,14 @@ def test_json_and_no_peer(monkeypatch):
     found = json.loads(run("student", "--preset", "tiny", "--rounds", "1", "--json").stdout)
     (row,) = found["rows"]
     assert found["preset"] == "tiny" and row["seconds"] > 0 and row["peer_seconds"] is None
-    assert run("student", "--preset", "tiny", "--rounds", "1").stdout.splitlines()[1].split()[3:] == ["-"] * 4
+    assert run("student", "--preset", "tiny", "--rounds", "1").stdout.splitlines()[1].split()[3:] == [
+        "-",
+        "-",
+        "-",
+        "1",
+        "-",
+        "-",
+    ]
 
 
 def test_wrong_usage():
