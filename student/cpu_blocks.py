@@ -396,7 +396,8 @@ def _mlp_backward(
     outer = (g if scale is None else g * scale).view(-1, dim)
     sums.fc2.addmm_(outer.t(), mlp.after)
     sums.fc2_bias.add_(outer.sum(0))
-    hidden = torch.ops.aten.gelu_backward(outer @ weights.fc2_weight, mlp.before)
+    hidden = outer @ weights.fc2_weight
+    torch.ops.aten.gelu_backward(hidden, mlp.before, grad_input=hidden)
     sums.fc1.addmm_(hidden.t(), mlp.norm.y.view(-1, dim))
     sums.fc1_bias.add_(hidden.sum(0))
     _norm_backward(g, (hidden @ folded.fc1).view_as(x), x, mlp.norm)
@@ -412,7 +413,8 @@ def _attention_backward(
     sums.proj_bias.add_(outer.sum((0, 1)))
     q, k, v = a.qkv.chunk(3, 1)
     do = torch.bmm(weights.proj_weight.t().expand(n, -1, -1), outer.transpose(1, 2)).view_as(q)
-    ds = torch.ops.aten._softmax_backward_data(torch.bmm(do.transpose(1, 2), v), a.p, -1, torch.float32)
+    ds = torch.bmm(do.transpose(1, 2), v)
+    torch.ops.aten._softmax_backward_data(ds, a.p, -1, torch.float32, grad_input=ds)
     by_window = ds.view(n, *weights.bias.shape[1:])
     if len(sums.bias) == 1:
         sums.bias[0].add_(by_window.sum(0))

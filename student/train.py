@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from pipeline.device import fast_bf16, keep_freed_memory
 from pipeline.errors import DtkdError
 from pipeline.fidelity import psnr_y
 from pipeline.images import to_image, to_tensor
@@ -101,6 +102,8 @@ def train(
     """
     cache, run = Path(cache), Path(run)
     accelerator = Accelerator(cpu=settings.train.device == "cpu", mixed_precision="no")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     dataset, held_out = open_cache(cache, "train"), open_cache(cache, "val")
     with ExitStack() as stack:
         with accelerator.main_process_first():
@@ -198,7 +201,7 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, step: int, t: TrainSett
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = device.type == "cuda" and fast_bf16("cuda")
     use = precision == "bf16" or (precision == "auto" and native)
     return torch.autocast(device.type, dtype=torch.bfloat16) if use else nullcontext()
 

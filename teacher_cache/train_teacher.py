@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from pipeline import corpus as corpora
 from pipeline.degrade import Degradation
-from pipeline.device import fast_bf16
+from pipeline.device import fast_bf16, keep_freed_memory
 from pipeline.errors import DtkdError
 from pipeline.progress import OnProgress, ProgressEvent
 from pipeline.runlog import RunLog
@@ -90,6 +90,8 @@ def train_teacher(
         raise DtkdError(f"a teacher of this kind is made for scale 2, 4 or 8, got {degradation.scale}")
     bf16 = settings.bf16 and fast_bf16("cuda" if torch.cuda.is_available() else "cpu")
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     photos = corpora.scan(corpus, min_side=settings.patch * degradation.scale)
     split = _split(photos.sources, settings.hold_out)
     data = PatchDataset(split.train, degradation, settings.patch, settings.mild_share, settings.seed)
