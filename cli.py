@@ -419,8 +419,8 @@ def upscale(
 @app.command(
     epilog=_examples(
         "dtkd export runs/student student.safetensors",
-        "dtkd export runs/student student.onnx --format onnx --half",
-        "dtkd export runs/student my-student --format huggingface",
+        "dtkd export runs/student student.onnx --half",
+        "dtkd export runs/student my-student",
     )
 )
 def export(
@@ -429,11 +429,13 @@ def export(
         typer.Argument(metavar="CHECKPOINT", help="Weight file, run folder or shipped student.", show_default=False),
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="File to write; a folder for huggingface.", show_default=False)
+        Path,
+        typer.Argument(metavar="OUT", help="FILE.safetensors, FILE.onnx, or a huggingface FOLDER.", show_default=False),
     ],
     kind: Annotated[
-        Literal["safetensors", "onnx", "huggingface"], typer.Option("--format", help="What to write.")
-    ] = "safetensors",
+        Literal["safetensors", "onnx", "huggingface"] | None,
+        typer.Option("--format", help="What to write, where the name does not say it.", show_default=False),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights as float16; computing stays float32.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -453,7 +455,7 @@ def export(
     epilog=_examples(
         "dtkd bench student",
         "dtkd bench student --preset tiny --rounds 9 --json",
-        "dtkd bench student --device cuda --bf16 --compile",
+        "dtkd bench student --compile --threads 1",
     )
 )
 def bench(

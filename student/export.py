@@ -37,29 +37,46 @@ class Exported:
     """ONNX: largest absolute difference from torch over `CHECKED_SIZES`."""
 
 
-def export(checkpoint: str | Path, out: Path, kind: Format, *, half: bool = False) -> Exported:
+def format_of(out: Path, kind: Format | None = None) -> Format:
+    """The format that a file's suffix stands for, or a folder's name without one; `kind` where that fits.
+
+    Raises:
+        DtkdError: the suffix stands for none, or for another one than `kind`.
+    """
+    if out.is_dir():
+        meant: Format | None = "huggingface"
+    elif out.suffix.lower() in (".safetensors", ".onnx"):
+        meant = "onnx" if out.suffix.lower() == ".onnx" else "safetensors"
+    else:  # a folder may have a dot in its name, if its format is named
+        meant = None if out.is_file() or (out.suffix and kind is None) else "huggingface"
+    if meant is None or kind not in (None, meant):
+        raise DtkdError(
+            f"{out} is no name for {kind or 'an export'}: give FILE.safetensors, FILE.onnx, or a folder for huggingface"
+        )
+    return meant
+
+
+def export(checkpoint: str | Path, out: Path, kind: Format | None = None, *, half: bool = False) -> Exported:
     """Write a student in another form.
 
     Args:
         checkpoint: any file that `load_student` reads, a run folder, or the name of a shipped student.
         out: the file to write; a folder for `huggingface`.
         kind: safetensors in the layout of official SwinIR, which spandrel (chaiNNer, ComfyUI) recognises; onnx with
-            dynamic batch, height and width; or huggingface, see `student.hub`.
+            dynamic batch, height and width; or huggingface, see `student.hub`. None goes by the name, see `format_of`.
         half: store weights as float16, half the size. Computing stays in float32: SwinIR overflows in float16.
 
     Raises:
-        DtkdError: no such checkpoint, an output that cannot be written, weights that float16 cannot hold, no onnx
-            installed, or an ONNX file that computes something else.
+        DtkdError: no such checkpoint, an output that cannot be written or is named for another format, weights that
+            float16 cannot hold, no onnx installed, or an ONNX file that computes something else.
     """
-    checkpoint = find_checkpoint(str(checkpoint))
+    kind, checkpoint = format_of(out, kind), find_checkpoint(str(checkpoint))
     model = load_student(checkpoint)
     metadata = {key: value for key, value in read_metadata(checkpoint).items() if key not in ("preset", "scale")}
     if half:
         _round_to_half(model)
     if kind == "huggingface":
         return _export_folder(model, out, metadata, half)
-    if out.is_dir():
-        raise DtkdError(f"{out} must be a file name, but it is a folder: add a name such as student.{kind}")
     ensure_dir(out.parent)
     if kind == "safetensors":
         save_student(_stored(model, half), out, metadata)
@@ -92,8 +109,6 @@ def _stored(model: SwinIR, half: bool) -> SwinIR:
 def _export_folder(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool) -> Exported:
     from student.hub import HubStudent
 
-    if out.is_file():
-        raise DtkdError(f"{out} must be a folder, but a file is in the way; choose another name")
     ensure_dir(out)
     student = HubStudent(model.config, preset=model.preset, metadata=metadata)
     student.load_state_dict(model.state_dict())

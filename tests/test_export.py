@@ -10,7 +10,7 @@ import torch
 from swinir_oracle import SMALL, assert_close, random_image, randomised
 
 from pipeline.errors import DtkdError
-from student.export import export
+from student.export import export, format_of
 from student.hub import HubStudent
 from student.model import SwinIR
 from student.weights_io import load_student, read_metadata, save_student
@@ -112,14 +112,37 @@ def test_pushing_uploads_the_folder(tmp_path, checkpoint, monkeypatch):
     assert uploaded == {"someone/student": ["README.md", "config.json", "model.safetensors"]}
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("a.onnx", None, "onnx"),
+        ("a.ONNX", "onnx", "onnx"),
+        ("a.safetensors", None, "safetensors"),
+        ("my-student", None, "huggingface"),
+        ("v1.5", "huggingface", "huggingface"),
+        ("folder", None, "huggingface"),
+    ],
+)
+def test_the_name_says_the_format(tmp_path, name, kind, expected):
+    (tmp_path / "folder").mkdir()
+    assert format_of(tmp_path / name, kind) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a.onnx", "safetensors"), ("a", "onnx"), ("a.pth", None), ("v1.5", None), ("folder", "onnx"), ("there", None)],
+)
+def test_a_name_of_another_format_is_refused(tmp_path, name, kind):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "there").touch()
+    with pytest.raises(DtkdError, match=r"is no name for .* give FILE\.safetensors, FILE\.onnx, or a folder"):
+        format_of(tmp_path / name, kind)
+
+
 def test_mistakes_are_named(tmp_path, checkpoint, monkeypatch):
     path = checkpoint()
     with pytest.raises(DtkdError, match="cannot read the checkpoint"):
         export(tmp_path / "none.safetensors", tmp_path / "x.onnx", "onnx")
-    with pytest.raises(DtkdError, match="must be a file name, but it is a folder"):
-        export(path, tmp_path, "safetensors")
-    with pytest.raises(DtkdError, match="must be a folder, but a file is in the way"):
-        export(path, path, "huggingface")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DtkdError, match=r"holds no model\.safetensors"):
         HubStudent.from_pretrained(tmp_path / "empty")
