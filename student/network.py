@@ -68,6 +68,8 @@ def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
     """
     path = find_checkpoint(checkpoint)
     device = devices.choose(device)
+    if device == "cpu":
+        devices.keep_freed_memory()
     name = name_of(path)
     try:
         student = load_student(path)

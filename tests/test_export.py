@@ -59,6 +59,25 @@ def test_half_weights_take_half_the_space_and_compute_in_float32(tmp_path, check
     assert 0 < np.abs(outputs[0] - outputs[1]).max() < 0.05
 
 
+def test_int8_weights_are_smaller_and_nearly_the_same(tmp_path, caplog):
+    whole, small = (export("tiny-x4", tmp_path / f"{int8}.onnx", int8=int8) for int8 in (False, True))
+    assert small.bytes < whole.bytes and whole.error < 1e-4 < small.error < 1e-2
+    assert onnx.TensorProto.INT8 in {w.data_type for w in onnx.load(small.path).graph.initializer}
+    assert not caplog.records and sorted(file.name for file in tmp_path.glob("*.onnx*")) == ["False.onnx", "True.onnx"]
+
+
+def test_int8_weights_that_change_the_picture_are_not_written(tmp_path, checkpoint):
+    with pytest.raises(DtkdError, match="more than 1e-02: not written"):
+        export(checkpoint("classical"), tmp_path / "random.onnx", int8=True)
+    assert not list(tmp_path.glob("*.onnx*"))
+
+
+def test_int8_is_for_onnx_alone(tmp_path, checkpoint):
+    for name, half in (("a.safetensors", False), ("a.onnx", True)):
+        with pytest.raises(DtkdError, match="int8 weights are for ONNX files only"):
+            export(checkpoint(), tmp_path / name, half=half, int8=True)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_safetensors_open_in_spandrel_and_here(tmp_path, checkpoint, half):
     path = checkpoint("real")
