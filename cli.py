@@ -457,29 +457,50 @@ def export(
         "dtkd bench student",
         "dtkd bench student --preset tiny --rounds 9 --json",
         "dtkd bench student --compile --threads 1",
+        "dtkd bench teacher --rounds 3",
     )
 )
 def bench(
-    what: Annotated[Literal["student"], typer.Argument(help="What to measure: student", show_default=False)],
+    what: Annotated[
+        Literal["student", "teacher"], typer.Argument(help="What to measure: student or teacher", show_default=False)
+    ],
     preset: Annotated[str, typer.Option(help="Preset of the student.")] = "light",
-    rounds: Annotated[int, typer.Option(min=1, help="Turns that each network takes in each case.")] = 5,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Student and peer under bf16 autocast.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Student and peer through torch.compile.")] = False,
+    teacher: Annotated[str, typer.Option(help="As for teacher-cache.")] = "embedded",
+    steps: Annotated[int | None, typer.Option(help="Network evaluations an image.  [default: the teacher's]")] = None,
+    corpus: Annotated[str, typer.Option(help="Photos for the teacher, or: sample")] = "sample",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns in each case.")] = 5,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of CPU operators.")] = 2,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Both under bf16 autocast, not in float32.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Both through torch.compile.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Measure the student's speed and memory.
+    """Measure the student's speed and memory, or where stage one's time goes.
 
-    Beside spandrel's SwinIR with the same weights where it is installed, taking turns.
+    The student takes turns with spandrel's SwinIR of the same weights, where that is installed. The teacher takes the
+    first tiles of a corpus through stage one, part by part.
     """
     from pipeline.device import choose
-    from student.bench import Setup, bench_lines, bench_student
 
-    setup = Setup(preset, device=choose(device), threads=threads, compiled=compiled, bf16=bf16)
-    rows = bench_student(setup, rounds)
-    about = {"bench": what, **_plain(setup), "rounds": rounds}
-    _tell(as_json, {**about, "rows": [_plain(row) for row in rows]}, bench_lines(rows))
+    chosen = choose(device)
+    about: dict[str, Any] = {"bench": what, "rounds": rounds, "device": chosen, "threads": threads}
+    if what == "student":
+        from student import bench as students
+
+        setup = students.Setup(preset, device=chosen, threads=threads, compiled=compiled, bf16=bf16)
+        rows = students.bench_student(setup, rounds)
+        lines = students.bench_lines(rows)
+        about |= _plain(setup)
+    else:
+        from teacher_cache import bench as stage_one
+        from teacher_cache.plan import BuildSettings
+        from teacher_cache.teachers import load
+
+        loaded = load(_home(teacher), steps=steps, device=chosen)
+        rows = stage_one.bench_teacher(_home(corpus), loaded, BuildSettings(), rounds, threads)
+        lines = stage_one.bench_lines(rows)
+        about |= {"teacher": teacher, "steps": loaded.steps}
+    _tell(as_json, {**about, "rows": [_plain(row) for row in rows]}, lines)
 
 
 # Settings in, results out ------------------------------------------------------------------------------------------

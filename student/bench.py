@@ -7,9 +7,9 @@ that the median of their ratios holds. Peak memory is measured in a fresh proces
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import torchvision_guard
+from pipeline.device import cpu_threads
 from pipeline.errors import DtkdError
 from student.model import build
 from student.swinir import SwinIR
@@ -81,7 +82,7 @@ def bench_student(setup: Setup, rounds: int = 5) -> list[BenchRow]:
     if rounds < 1:
         raise DtkdError(f"rounds must be at least 1, got {rounds}")
     networks = _networks(setup)
-    with _threads(setup.threads):
+    with cpu_threads(setup.threads):
         return [_measure(setup, task, size, networks, rounds) for task, size in CASES]
 
 
@@ -124,16 +125,6 @@ def _spandrel_twin(model: SwinIR) -> nn.Module | None:
     state = {key: value.clone() for key, value in model.state_dict().items()}
     model_of_spandrel = spandrel.ModelLoader(model.mean.device).load_from_state_dict(state).model
     return model_of_spandrel.eval()  # also in training: its stochastic depth would make the gradients differ
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measure(setup: Setup, task: Task, size: Size, networks: list[nn.Module], rounds: int) -> BenchRow:
@@ -211,7 +202,7 @@ def _own_peak_memory(setup: Setup, task: Task, size: Size, index: int) -> int | 
     network = model if index == 0 else _spandrel_twin(model)
     assert network is not None
     run = _run(setup, task, size, network)
-    with _threads(setup.threads):
+    with cpu_threads(setup.threads):
         before = _memory(setup.device, peak=False)
         run()
         if setup.device == "cpu":

@@ -86,7 +86,24 @@ class SampleMaker:
         restored = self._restore(samples, cuts, batch)
         cost = 0.0 if isinstance(self.teacher, ImportedTeacher) else time.perf_counter() - began
         cost /= max(sum(isinstance(cut, Cut) for cut in cuts), 1)
-        return [self._outcome(s, c, r, cost) for s, c, r in zip(samples, cuts, restored, strict=True)]
+        return [self.encode(s, c, r, cost) for s, c, r in zip(samples, cuts, restored, strict=True)]
+
+    def encode(
+        self, sample: PlannedSample, cut: Cut | SampleError, teacher: Image | SampleError, cost: float
+    ) -> Outcome:
+        """What is stored of a sample; `cost` is the teacher's seconds for it."""
+        if isinstance(cut, SampleError):
+            return Outcome(sample.key, error=cut)
+        if isinstance(teacher, SampleError):
+            return Outcome(sample.key, error=teacher)
+        try:
+            drift = round(colour_drift(teacher, cut.lr), 4)
+            pictures = {"lr": cut.lr, "gt": cut.gt, "teacher": teacher}
+            members = {name: images.encode_webp(np.ascontiguousarray(image)) for name, image in pictures.items()}
+            members["json"] = canonical_json(self._description(sample, drift)).encode()
+        except Exception as error:
+            return Outcome(sample.key, error=failure(error, "encode"))
+        return Outcome(sample.key, members, drift=drift, seconds=cost)
 
     def _cut(self, sample: PlannedSample) -> Cut | SampleError:
         stage = "load"
@@ -118,22 +135,6 @@ class SampleMaker:
         lrs = [cut.lr if isinstance(cut, Cut) else good[0].lr for cut in cuts]
         seeds = [sample_seed(self.seed, sample.key, "teacher") for sample in samples]
         return restore(self.teacher, lrs, seeds, batch)
-
-    def _outcome(
-        self, sample: PlannedSample, cut: Cut | SampleError, teacher: Image | SampleError, cost: float
-    ) -> Outcome:
-        if isinstance(cut, SampleError):
-            return Outcome(sample.key, error=cut)
-        if isinstance(teacher, SampleError):
-            return Outcome(sample.key, error=teacher)
-        try:
-            drift = round(colour_drift(teacher, cut.lr), 4)
-            pictures = {"lr": cut.lr, "gt": cut.gt, "teacher": teacher}
-            members = {name: images.encode_webp(np.ascontiguousarray(image)) for name, image in pictures.items()}
-            members["json"] = canonical_json(self._description(sample, drift)).encode()
-        except Exception as error:
-            return Outcome(sample.key, error=failure(error, "encode"))
-        return Outcome(sample.key, members, drift=drift, seconds=cost)
 
     def _description(self, sample: PlannedSample, drift: float) -> dict[str, object]:
         tile = sample.tile

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline import torchvision_guard
+from pipeline.device import keep_freed_memory
 from pipeline.errors import DtkdError
 from pipeline.files import sha256_file
 from pipeline.images import SUFFIXES
@@ -185,6 +186,8 @@ def load(
         return ImportedTeacher(Path(where).expanduser(), scale)
     if steps is not None and steps < 1:
         raise DtkdError(f"steps must be at least 1, got {steps}")
+    if device == "cpu":
+        keep_freed_memory()
     if kind == "ldm":
         teacher = _load_ldm(name, where or LDM_REPOSITORY, steps, device, dtype)
     elif kind == "sd-x4":

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import cli
 from student import bench
+from teacher_cache.bench import Part, bench_lines
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +18,7 @@ def one_small_case(monkeypatch):
 
 
 def run(*args):
-    return CliRunner().invoke(cli.app, ["bench", *args])
+    return CliRunner().invoke(cli.app, ["bench", *args, "--threads", "1"])
 
 
 def test_a_table_of_student_and_peer():
@@ -55,7 +57,31 @@ def test_json_and_no_peer(monkeypatch):
 
 
 def test_wrong_usage():
-    assert run("teacher").exit_code == 2
+    assert run("shards").exit_code == 2
     assert run("student", "--rounds", "0").exit_code == 2
     done = run("student", "--preset", "huge")
     assert done.exit_code == 1 and "no preset" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_where_the_teachers_time_goes():
+    done = run("teacher", "--rounds", "1", "--steps", "2", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["teacher"], found["steps"]) == ("embedded", 2)
+    names, seconds, shares = zip(*((row["name"], row["seconds"], row["share"]) for row in found["rows"]), strict=True)
+    assert [name.split()[0] for name in names] == ["load,", "teacher,", "teacher,", "encode"]
+    assert min(seconds) >= 0 and sum(shares) == pytest.approx(1)
+    assert seconds[2] == pytest.approx(shares[2] * sum(seconds))
+
+
+def test_a_table_of_parts():
+    lines = bench_lines([Part("cut", 0.25, 0.25), Part("teacher, 2 steps", 0.75, 0.75)])
+    assert [line.split()[-2:] for line in lines] == [
+        ["seconds", "share"], ["0.2500", "25%"], ["0.7500", "75%"], ["sum", "1.0000"],
+    ]  # fmt: skip
+
+
+def test_imported_pictures_are_not_measured(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    done = run("teacher", "--teacher", f"import:{tmp_path}")
+    assert done.exit_code == 1 and "nothing to measure" in done.stderr

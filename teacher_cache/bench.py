@@ -1,0 +1,102 @@
+"""Where stage one's time goes: cutting and degrading a tile, the teacher's start and its steps, encoding."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.device import cpu_threads
+from pipeline.errors import DtkdError
+from pipeline.schema import SampleError
+from teacher_cache.build import prepare
+from teacher_cache.plan import BuildSettings, PlannedSample
+from teacher_cache.samples import Cut, Image, SampleMaker, restore
+from teacher_cache.teachers import DiffusersTeacher, ImportedTeacher
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the work on a training tile."""
+
+    name: str
+    seconds: float
+    """Of one tile: median over the rounds."""
+    share: float
+    """Of the sum of all parts."""
+
+
+def bench_teacher(
+    corpus: str,
+    teacher: DiffusersTeacher | ImportedTeacher,
+    settings: BuildSettings,
+    rounds: int = 5,
+    threads: int | None = 2,
+) -> list[Part]:
+    """Take the first tiles of a corpus through stage one, part by part, `rounds` times, on `threads` CPU threads.
+
+    A build cuts the next tiles while the teacher works, so it takes less than the sum where there is a second core.
+
+    Raises:
+        DtkdError: imported pictures, `rounds` below 1, an unusable corpus, or a tile that fails.
+    """
+    if isinstance(teacher, ImportedTeacher):
+        raise DtkdError(f"{teacher.name} holds finished pictures: there is nothing to measure")
+    if rounds < 1:
+        raise DtkdError(f"rounds must be at least 1, got {rounds}")
+    with ExitStack() as stack:
+        job = prepare(corpus, Path(stack.enter_context(tempfile.TemporaryDirectory())), teacher, settings)
+        stack.enter_context(cpu_threads(threads))
+        stack.callback(setattr, teacher, "steps", teacher.steps)
+        shard = next(shard for shard in job.plan.shards if shard.split == "train")
+        turns = [
+            _turn(job.maker, teacher, shard.samples[: settings.micro_batch], teacher.steps) for _ in range(rounds + 1)
+        ]
+    medians = [statistics.median(seconds) for seconds in zip(*turns[1:], strict=True)]  # the first one warms up
+    cut, start, step, encode = medians
+    seconds = {
+        "load, cut, degrade": cut,
+        "teacher, before its steps": start,
+        f"teacher, {teacher.steps} steps of {step:.4f} s": teacher.steps * step,
+        "encode": encode,
+    }
+    return [Part(name, value, value / sum(seconds.values())) for name, value in seconds.items()]
+
+
+def bench_lines(parts: Sequence[Part]) -> list[str]:
+    """The parts as a table for people."""
+    lines = [f"{'part of a tile':<40}  seconds  share"]
+    lines += [f"{part.name:<40}  {part.seconds:>7.4f}  {part.share:>5.0%}" for part in parts]
+    return [*lines, f"{'sum':<40}  {sum(part.seconds for part in parts):>7.4f}"]
+
+
+def _turn(
+    maker: SampleMaker, teacher: DiffusersTeacher, tiles: Sequence[PlannedSample], steps: int
+) -> tuple[float, float, float, float]:
+    """Seconds a tile of: cutting, the teacher without its steps, one step, encoding."""
+    cuts, cut = _timed(lambda: maker.cut(tiles))
+    failed = next((item for item in cuts if isinstance(item, SampleError)), None)
+    if failed:
+        raise DtkdError(f"a tile cannot be cut: {failed.message}")
+    lrs, seeds = [item.lr for item in cuts if isinstance(item, Cut)], list(range(len(cuts)))
+
+    def teach(count: int) -> list[Image | SampleError]:
+        teacher.steps = count
+        return restore(teacher, lrs, seeds, len(lrs))
+
+    _, one = _timed(lambda: teach(1))
+    restored, many = _timed(lambda: teach(steps + 1))
+    step = (many - one) / steps
+    _, encode = _timed(lambda: [maker.encode(*item, 0.0) for item in zip(tiles, cuts, restored, strict=True)])
+    return cut / len(tiles), max(one - step, 0.0) / len(tiles), step / len(tiles), encode / len(tiles)
+
+
+_T = TypeVar("_T")
+
+
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    start = time.perf_counter()
+    return work(), time.perf_counter() - start
