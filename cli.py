@@ -95,7 +95,9 @@ def teacher_cache(
     cache: Annotated[
         Path, typer.Argument(metavar="CACHE", help="Folder to write; the same command goes on.", show_default=False)
     ],
-    teacher: Annotated[str, typer.Option(help="embedded, ldm[:ID], sd-x4[:ID], FOLDER, or import:FOLDER")] = "embedded",
+    teacher: Annotated[
+        str, typer.Option(help="embedded, embedded-bicubic, ldm[:ID], sd-x4[:ID], FOLDER, or import:FOLDER")
+    ] = "embedded",
     degradation: Annotated[_Kind | None, typer.Option(help="How LR images are made.  [default: real]")] = None,
     scale: Annotated[int | None, typer.Option(help="HR pixels to an LR pixel.  [default: 4]")] = None,
     tile: Annotated[int | None, typer.Option(help="Side of a training tile in HR pixels.  [default: 256]")] = None,
@@ -144,8 +146,9 @@ def teacher_cache(
     with progress.report("teacher-cache", quiet=_quiet(as_json)) as on_progress:
         result = build.build_cache(_home(corpus), cache.expanduser(), loaded, build_settings, on_progress)
     _tell(as_json, _plain(result), _cache_lines(result))
-    if name.startswith("import:") and build_settings.degradation.kind != "paired" and _first_process():
-        typer.echo(_import_warning(build_settings.degradation.kind), err=True)
+    warning = _teacher_warning(name, build_settings.degradation.kind)
+    if warning and _first_process():
+        typer.echo(f"warning: {warning}", err=True)
     if not result.complete:
         if not as_json:
             typer.echo("other processes are still at work on the rest")
@@ -547,12 +550,20 @@ def _cache_lines(result: Any) -> list[str]:
     return [*lines, f"{result.cache}: {', '.join(parts)}"]
 
 
-def _import_warning(kind: str) -> str:
-    seen = "random LR images, which no other system has seen" if kind == "real" else f"{kind} LR images made here"
-    return (
-        "warning: imported pictures must have been made from the same LR images as this cache has, but --degradation "
-        f"{kind} gives {seen}: give the LR images that the other system saw, with --degradation paired"
-    )
+def _teacher_warning(name: str, kind: str) -> str | None:
+    """What is wrong with this teacher for LR images of this degradation; None where nothing is known to be."""
+    from teacher_cache.teachers import EMBEDDED
+
+    if name.startswith("import:") and kind != "paired":
+        seen = "random LR images, which no other system has seen" if kind == "real" else f"{kind} LR images made here"
+        return (
+            "imported pictures must have been made from the same LR images as this cache has, but --degradation "
+            f"{kind} gives {seen}: give the LR images that the other system saw, with --degradation paired"
+        )
+    better = next((other for other, made_for in EMBEDDED.items() if made_for == kind), name)
+    if name in EMBEDDED and better != name:
+        return f"{name} was trained for --degradation {EMBEDDED[name]}: {better} restores {kind} LR images better"
+    return None
 
 
 def _plain(result: Any) -> dict[str, Any]:

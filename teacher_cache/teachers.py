@@ -2,9 +2,10 @@
 
 B batch, h w height and width of the LR image, s scale.
 
-Five kinds, by name: `embedded` (ours, weights in this package), a folder that `dtkd train-teacher` wrote, `ldm` and
-`sd-x4` (diffusers' super-resolution pipelines by repository id or folder: `ldm:FOLDER`), and `import:DIR` (pictures
-that another system made). Only this module, `haar_diffusion` and `teacher_run` know diffusers.
+Five kinds, by name: `embedded` and `embedded-bicubic` (ours, weights in this package), a folder that
+`dtkd train-teacher` wrote, `ldm` and `sd-x4` (diffusers' super-resolution pipelines by repository id or folder:
+`ldm:FOLDER`), and `import:DIR` (pictures that another system made). Only this module,
+`haar_diffusion` and `teacher_run` know diffusers.
 """
 
 import hashlib
@@ -27,7 +28,9 @@ from pipeline.images import SUFFIXES
 if TYPE_CHECKING:
     from teacher_cache.haar_diffusion import HaarDiffusionPipeline
 
-EMBEDDED = Path(__file__).parent / "weights" / "embedded"
+WEIGHTS = Path(__file__).parent / "weights"
+EMBEDDED = {"embedded": "real", "embedded-bicubic": "bicubic"}
+"""Teachers in this package, and the degradation that each was trained for."""
 LDM_REPOSITORY = "CompVis/ldm-super-resolution-4x-openimages"
 SD_X4_REPOSITORY = "stabilityai/stable-diffusion-x4-upscaler"
 
@@ -171,7 +174,8 @@ def load(
     """Load a teacher by name (see the module).
 
     Args:
-        name: `embedded`, FOLDER, `ldm`, `ldm:ID_OR_FOLDER`, `sd-x4`, `sd-x4:ID_OR_FOLDER` or `import:FOLDER`.
+        name: `embedded`, `embedded-bicubic`, FOLDER, `ldm`, `ldm:ID_OR_FOLDER`, `sd-x4`, `sd-x4:ID_OR_FOLDER` or
+            `import:FOLDER`.
         scale: the scale that is asked for.
         steps: network evaluations an image; None takes the teacher's own default.
         device: torch device.
@@ -200,18 +204,19 @@ def load(
 
 
 def load_haar(name: str, dtype: Dtype = "fp32", device: str = "cpu") -> "HaarDiffusionPipeline":
-    """The pipeline of `embedded`, or of a folder that `dtkd train-teacher` wrote.
+    """The pipeline of a teacher in this package, or of a folder that `dtkd train-teacher` wrote.
 
     Raises:
         DtkdError: there is none.
     """
     from teacher_cache.haar_diffusion import HaarDiffusionPipeline
 
-    folder = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    folder = WEIGHTS / name if name in EMBEDDED else Path(name).expanduser()
     home = next((f for f in (folder, folder / "teacher") if (f / "model_index.json").is_file()), None)
     if home is None:
         raise DtkdError(
-            f"no teacher {name!r}: expected embedded, ldm, sd-x4, import:DIR, or a folder written by dtkd train-teacher"
+            f"no teacher {name!r}: expected {', '.join(EMBEDDED)}, ldm, sd-x4, import:DIR, or a folder written by "
+            "dtkd train-teacher"
         )
     return _from_pretrained(HaarDiffusionPipeline, str(home), dtype, device)
 
