@@ -6,7 +6,8 @@ Both networks work on the J-level Haar transform of a picture in luma and two co
 to LR resolution, so that one evaluation at x4 costs a sixteenth of one in pixels. The predictor turns the LR image into
 the expected picture at once. What is left, HR - prediction, is diffused: the network (`unet`) predicts the clean
 residual ("sample" prediction) from the noisy one, the prediction and the LR image. The scheduler is a DDIMScheduler
-with zero terminal SNR, so sampling with eta 0 is a function of the LR image and the initial noise alone.
+with zero terminal SNR, so sampling with eta 0 is a function of the LR image and the initial noise alone. The coarsest
+band takes the network's first answer, which is the mean of what it may be: a sample's would shift each tile's tone.
 
 To carry structure deterministically and diffuse only a small residual follows ResShift (Yue et al., 2023) and SRDiff
 (Li et al., 2022); zero terminal SNR is from Lin et al., 2024 (arXiv:2305.08891). Why: LOG.md, 2026-11-23.
@@ -143,11 +144,16 @@ class HaarDiffusionPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps or self.config["steps"], device=lr.device)
         shape = (lr.shape[0], 3 * self.scale**2, *lr.shape[-2:])
         z = randn_tensor(shape, generator=list(generator), device=lr.device, dtype=torch.float32)
-        z, clean = z * self.config["temperature"], torch.zeros_like(z)
+        z = z * self.config["temperature"]
+        clean = torch.zeros_like(z)
+        low = clean[:, :3]
         with torch.autocast(lr.device.type, torch.bfloat16, enabled=self.unet.dtype == torch.bfloat16):
             prediction = self.predict(lr)
-            for t in self.scheduler.timesteps:
+            for number, t in enumerate(self.scheduler.timesteps):
                 clean = self.refine(z, t.expand(lr.shape[0]), prediction, lr)
+                if number == 0:
+                    low = clean[:, :3].clone()
                 z, clean = self.scheduler.step(clean, int(t), z, eta=0.0, return_dict=False)
+        clean[:, :3] = low
         # The clean residual, not z: where 1000 is no multiple of the steps, DDIMScheduler leaves some noise in z.
         return self.decode(prediction + clean * self.band_factors(lr.device), lr).clamp(0, 1)

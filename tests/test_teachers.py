@@ -15,6 +15,8 @@ from diffusers import (
     VQModel,
 )
 from PIL import Image
+from skimage import data
+from torch.nn.functional import avg_pool2d
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from pipeline.errors import DtkdError
@@ -289,3 +291,12 @@ def test_where_a_teacher_lies_is_not_in_its_fingerprint(
 
 def test_a_repository_is_in_the_fingerprint():
     assert teachers._repository("somebody/some-model") == {"repository": "somebody/some-model"}
+
+
+@pytest.mark.parametrize("name", sorted(teachers.EMBEDDED))
+def test_two_seeds_differ_in_texture_and_agree_in_tone(name):
+    lr = torch.from_numpy(data.astronaut()[128:256:4, 128:256:4].copy()).permute(2, 0, 1)[None] / 255
+    one, two = (teachers.load(name).restore(lr, [seed]) for seed in (1, 2))
+    difference = one - two
+    tone, texture = avg_pool2d(difference, 4).std(), difference.std()
+    assert texture > 2 / 255 and tone < texture / 3
