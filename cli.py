@@ -146,7 +146,7 @@ def teacher_cache(
     with progress.report("teacher-cache", quiet=_quiet(as_json)) as on_progress:
         result = build.build_cache(_home(corpus), cache.expanduser(), loaded, build_settings, on_progress)
     _tell(as_json, _plain(result), _cache_lines(result))
-    warning = _teacher_warning(name, build_settings.degradation.kind)
+    warning = teachers.warning(name, build_settings.degradation.kind)
     if warning and _first_process():
         typer.echo(f"warning: {warning}", err=True)
     if not result.complete:
@@ -548,22 +548,6 @@ def _cache_lines(result: Any) -> list[str]:
     if result.drift:
         parts.append(f"colour drift {result.drift.mean:.2f} of 255")
     return [*lines, f"{result.cache}: {', '.join(parts)}"]
-
-
-def _teacher_warning(name: str, kind: str) -> str | None:
-    """What is wrong with this teacher for LR images of this degradation; None where nothing is known to be."""
-    from teacher_cache.teachers import EMBEDDED
-
-    if name.startswith("import:") and kind != "paired":
-        seen = "random LR images, which no other system has seen" if kind == "real" else f"{kind} LR images made here"
-        return (
-            "imported pictures must have been made from the same LR images as this cache has, but --degradation "
-            f"{kind} gives {seen}: give the LR images that the other system saw, with --degradation paired"
-        )
-    better = next((other for other, made_for in EMBEDDED.items() if made_for == kind), name)
-    if name in EMBEDDED and better != name:
-        return f"{name} was trained for --degradation {EMBEDDED[name]}: {better} restores {kind} LR images better"
-    return None
 
 
 def _plain(result: Any) -> dict[str, Any]:

@@ -203,6 +203,27 @@ def evaluate(
     crop_border = examples.scale if settings.crop_border is None else settings.crop_border
 
     sinks = [sink for sink in (on_image, _png_writer(out) if out else None) if sink]
+    scores, failures, skipped = _score_all(examples, candidates, loaded, crop_border, sinks, on_progress)
+    if len(skipped) == len(examples.skipped) + len(examples):
+        raise DtkdError(f"no image of {data} could be measured: {skipped[-1].id}: {skipped[-1].reason}")
+    found = tuple(CandidateScores(c.name, c.role, c.path, c.parameters, tuple(scores[c.name])) for c in candidates)
+    loaded = _drop_failed(loaded, failures)
+    result = Evaluation(str(data), examples.kind, examples.scale, crop_border, device, loaded, found, tuple(skipped))
+    if out:
+        atomic_write_json(out / "metrics.json", result.to_json())
+        atomic_write_bytes(out / "metrics.csv", result.to_csv().encode())
+    return result
+
+
+def _score_all(
+    examples: ExampleSet,
+    candidates: Sequence[_Candidate],
+    loaded: Loaded,
+    crop_border: int,
+    sinks: Sequence[OnImage],
+    on_progress: OnProgress | None,
+) -> tuple[dict[str, list[Score]], dict[str, str], list[Skipped]]:
+    """Scores of every candidate, why metrics failed, and the images that could not be used."""
     scores: dict[str, list[Score]] = {candidate.name: [] for candidate in candidates}
     failures: dict[str, str] = {}
     skipped = list(examples.skipped)
@@ -220,16 +241,7 @@ def evaluate(
                 sink(name, image_id, image)
         if on_progress:
             on_progress(ProgressEvent(index + 1, len(examples), "images", ""))
-
-    if len(skipped) == len(examples.skipped) + len(examples):
-        raise DtkdError(f"no image of {data} could be measured: {skipped[-1].id}: {skipped[-1].reason}")
-    found = tuple(CandidateScores(c.name, c.role, c.path, c.parameters, tuple(scores[c.name])) for c in candidates)
-    loaded = _drop_failed(loaded, failures)
-    result = Evaluation(str(data), examples.kind, examples.scale, crop_border, device, loaded, found, tuple(skipped))
-    if out:
-        atomic_write_json(out / "metrics.json", result.to_json())
-        atomic_write_bytes(out / "metrics.csv", result.to_csv().encode())
-    return result
+    return scores, failures, skipped
 
 
 def _load_students(paths: Sequence[str | Path], device: str) -> dict[str, tuple[Path, torch.nn.Module]]:

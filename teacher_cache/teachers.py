@@ -203,6 +203,20 @@ def load(
     return teacher
 
 
+def warning(name: str, kind: str) -> str | None:
+    """What is wrong with this teacher for LR images of this degradation; None where nothing is known to be."""
+    if name.startswith("import:") and kind != "paired":
+        seen = "random LR images, which no other system has seen" if kind == "real" else f"{kind} LR images made here"
+        return (
+            "imported pictures must have been made from the same LR images as this cache has, but --degradation "
+            f"{kind} gives {seen}: give the LR images that the other system saw, with --degradation paired"
+        )
+    better = next((other for other, made_for in EMBEDDED.items() if made_for == kind), name)
+    if name in EMBEDDED and better != name:
+        return f"{name} was trained for --degradation {EMBEDDED[name]}: {better} restores {kind} LR images better"
+    return None
+
+
 def load_haar(name: str, dtype: Dtype = "fp32", device: str = "cpu") -> "HaarDiffusionPipeline":
     """The pipeline of a teacher in this package, or of a folder that `dtkd train-teacher` wrote.
 

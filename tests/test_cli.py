@@ -176,14 +176,6 @@ def test_imported_pictures_of_other_lr_images_are_warned_of(photos, outputs, tmp
         assert seen in line
 
 
-def test_the_embedded_teacher_of_another_degradation_is_warned_of():
-    assert cli._teacher_warning("embedded", "real") is None
-    assert cli._teacher_warning("embedded-bicubic", "bicubic") is None
-    assert cli._teacher_warning("embedded", "paired") is None
-    assert cli._teacher_warning("ldm", "bicubic") is None
-    assert "embedded-bicubic restores bicubic LR images better" in cli._teacher_warning("embedded", "bicubic")
-
-
 def test_damage_is_found_and_ends_with_1(photos, tmp_path):
     build_cache(str(photos), tmp_path, NoisyBicubic(), settings())
     shard = tmp_path / "shard-00000000.tar"

@@ -36,6 +36,11 @@ def test_freed_memory_is_used_again_without_page_faults():
 
 
 def test_other_systems_are_left_alone(monkeypatch):
+    opened = []
+    monkeypatch.setattr("ctypes.CDLL", lambda name: opened.append(name) or object())
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr("ctypes.CDLL", None)  # not even looked at
     keep_freed_memory()
+    assert opened == []
+    monkeypatch.setattr(sys, "platform", "linux")
+    keep_freed_memory()  # a C library without mallopt
+    assert opened == [None]

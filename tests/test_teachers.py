@@ -300,3 +300,11 @@ def test_two_seeds_differ_in_texture_and_agree_in_tone(name):
     difference = one - two
     tone, texture = avg_pool2d(difference, 4).std(), difference.std()
     assert texture > 2 / 255 and tone < texture / 3
+
+
+def test_the_embedded_teacher_of_another_degradation_is_warned_of():
+    assert teachers.warning("embedded", "real") is None
+    assert teachers.warning("embedded-bicubic", "bicubic") is None
+    assert teachers.warning("embedded", "paired") is None
+    assert teachers.warning("ldm", "bicubic") is None
+    assert "embedded-bicubic restores bicubic LR images better" in teachers.warning("embedded", "bicubic")
