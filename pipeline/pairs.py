@@ -46,6 +46,8 @@ class Pair(NamedTuple):
     """(H / scale, W / scale, 3)."""
     gt: Image
     """(H, W, 3)."""
+    around: Image
+    """The LR image and `context` pixels of its surroundings on every side: (H / scale + 2 c, W / scale + 2 c, 3)."""
 
 
 def plan_tiles(source: Source, tile: int, scale: int, split: Literal["train", "val"]) -> list[Tile]:
@@ -92,8 +94,8 @@ def load_source(source: Source) -> tuple[Image, Image | None]:
     return hr, load_rgb(source.lr_path) if source.lr_path else None
 
 
-def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, seed: int) -> Pair:
-    """Cut a tile out of a photo and make its LR image; the same key and seed give the same bytes.
+def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, seed: int, context: int = 0) -> Pair:
+    """Cut a tile out of a photo and make its LR image; the same key, seed and context give the same bytes.
 
     The degradation sees the photo around the tile, mirrored where it ends, so that `bicubic` equals the same part of
     the whole photo's downscale.
@@ -104,6 +106,7 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         tile: what to cut.
         degradation: how LR comes about.
         seed: of the run; the tile's own seed follows from it and the key.
+        context: LR pixels around the tile that `Pair.around` has, mirrored where the photo ends.
 
     Raises:
         DtkdError: the tile lies outside the photo or off the LR grid, or `paired` without a fitting LR photo.
@@ -117,13 +120,20 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         if lr is None or lr.shape[:2] != (height // scale, width // scale):
             got = f"{lr.shape[1]}x{lr.shape[0]}" if lr is not None else "none"
             raise DtkdError(f"{tile.source} needs an LR image of {width // scale}x{height // scale}, got {got}")
-        return Pair(key, _cut(lr, tile.x // scale, tile.y // scale, tile.width // scale, tile.height // scale), gt)
-    margin = degradation.margin
-    rows = mirrored(np.arange(tile.y - margin, tile.y + tile.height + margin), height)
-    columns = mirrored(np.arange(tile.x - margin, tile.x + tile.width + margin), width)
-    rng = np.random.default_rng(sample_seed(seed, key, "degrade"))
-    around = degrade(hr[rows[:, None], columns], degradation, rng)
-    return Pair(key, _cut(around, margin // scale, margin // scale, tile.width // scale, tile.height // scale), gt)
+        small = Tile(tile.source, *(n // scale for n in (tile.x, tile.y, tile.width, tile.height)), tile.split)
+        around = _grown(lr, small, context, height // scale, width // scale)
+    else:
+        rng = np.random.default_rng(sample_seed(seed, key, "degrade"))
+        margin = degradation.margin // scale
+        around = degrade(_grown(hr, tile, (margin + context) * scale, height, width), degradation, rng)
+        around = inside(around, margin)
+    return Pair(key, inside(around, context), gt, around)
+
+
+def inside(image: Image, margin: int) -> Image:
+    """An image without `margin` pixels on every side."""
+    height, width = image.shape[:2]
+    return _cut(image, margin, margin, width - 2 * margin, height - 2 * margin)
 
 
 def _starts(length: int, tile: int) -> list[int]:
@@ -142,6 +152,13 @@ def _check_inside(tile: Tile, width: int, height: int, scale: int) -> None:
         raise DtkdError(f"tile {box} (x, y, width, height) lies outside the photo {tile.source}, {width}x{height}")
     if any(n % scale for n in box):
         raise DtkdError(f"tile {box} (x, y, width, height) must consist of multiples of the scale {scale}")
+
+
+def _grown(image: Image, tile: Tile, margin: int, height: int, width: int) -> Image:
+    """The tile and `margin` pixels around it, mirrored where the image, of this height and width, ends."""
+    rows = mirrored(np.arange(tile.y - margin, tile.y + tile.height + margin), height)
+    columns = mirrored(np.arange(tile.x - margin, tile.x + tile.width + margin), width)
+    return np.ascontiguousarray(image[rows[:, None], columns])
 
 
 def _cut(image: Image, x: int, y: int, width: int, height: int) -> Image:

@@ -6,9 +6,10 @@
     CACHE/manifest.json         all records merged (`Manifest`); written when the last shard is done
     CACHE/leases/, CACHE/parts/ work in progress of stage one
 
-Members of a sample are contiguous in its tar: `KEY.gt.webp KEY.json KEY.lr.webp KEY.teacher.webp`, the pictures as
-lossless WebP. In a record they are named `gt lr teacher json`, each with its place in the tar. Reading (`read_member`,
-`load_manifest`) is in `pipeline.shards`. NAME above is a shard's name without `.tar`.
+Members of a sample are contiguous in its tar: `KEY.around.webp KEY.gt.webp KEY.json KEY.lr.webp KEY.teacher.webp`, the
+pictures as lossless WebP. `around` is what the teacher saw, the LR image and a few pixels of its surroundings; it is
+absent where the plan's `context` is 0. In a record they are named `around gt lr teacher json`, each with its place in
+the tar. Reading (`read_member`, `load_manifest`) is in `pipeline.shards`. NAME above is a shard's name without `.tar`.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from pipeline.errors import DtkdError
 
 SCHEMA = 1
 MEMBERS = ("lr", "gt", "teacher")
+AROUND = "around"
 SPLITS = ("train", "val")
 Split: TypeAlias = Literal["train", "val"]
 Json: TypeAlias = dict[str, Any]
@@ -103,7 +105,7 @@ class Sample:
             return cls(got["key"], split, "error", {}, error)
         got = _take(data, "sample", key=str, status=str, drift=(float, int, type(None)), members=dict)
         names = sorted((*MEMBERS, "json"))
-        if status != "ok" or sorted(got["members"]) != names:
+        if status != "ok" or sorted(got["members"].keys() - {AROUND}) != names:
             raise DtkdError(f"damaged record: sample {got['key']} must be ok with members {' '.join(names)}")
         members = {name: _member(place) for name, place in got["members"].items()}
         return cls(got["key"], split, "ok", members, drift=got["drift"])

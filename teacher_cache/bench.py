@@ -81,11 +81,11 @@ def _turn(
     failed = next((item for item in cuts if isinstance(item, SampleError)), None)
     if failed:
         raise DtkdError(f"a tile cannot be cut: {failed.message}")
-    lrs, seeds = [item.lr for item in cuts if isinstance(item, Cut)], list(range(len(cuts)))
+    lrs, seeds = [item.around for item in cuts if isinstance(item, Cut)], list(range(len(cuts)))
 
     def teach(count: int) -> list[Image | SampleError]:
         teacher.steps = count
-        return restore(teacher, lrs, seeds, len(lrs))
+        return restore(teacher, lrs, seeds, len(lrs), maker.context)
 
     _, one = _timed(lambda: teach(1))
     restored, many = _timed(lambda: teach(steps + 1))

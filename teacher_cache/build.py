@@ -131,7 +131,7 @@ def prepare(corpus: str | Path, cache: Path, teacher: Teacher | ImportedTeacher,
         freeze(cache, plan)
         for name in FOLDERS:
             ensure_dir(cache / name)
-    return Job(cache, plan, SampleMaker(Photos(sources), teacher, degradation, settings.seed), settings)
+    return Job(cache, plan, SampleMaker(Photos(sources), teacher, degradation, settings.seed, plan.context), settings)
 
 
 def process_shard(job: Job, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:

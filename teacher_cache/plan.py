@@ -35,6 +35,8 @@ from pipeline.schema import (
 from teacher_cache.lease import TTL
 from teacher_cache.teachers import ImportedTeacher, Teacher
 
+MOST_CONTEXT = 64
+
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -54,6 +56,8 @@ class BuildSettings:
     """Samples in a shard: the unit of work, and of loss when a disk is damaged."""
     micro_batch: int = 4
     """Training tiles that the teacher gets at once (held-out crops go one by one)."""
+    context: int = 4
+    """LR pixels around a tile that the teacher sees as well, so that its picture is as good at the border as inside."""
 
     max_failure_fraction: float = 0.1
     """Share of samples that may fail before the run stops."""
@@ -75,6 +79,8 @@ class BuildSettings:
             raise DtkdError(f"limit must be at least 1, got {self.limit}")
         if self.hold_out < 0:
             raise DtkdError(f"hold_out must be 0 or more, got {self.hold_out}")
+        if not 0 <= self.context <= MOST_CONTEXT:
+            raise DtkdError(f"context must be within 0..{MOST_CONTEXT} LR pixels, got {self.context}")
         if not 0 <= self.max_failure_fraction <= 1:
             raise DtkdError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
         if self.lease_seconds <= 0:
@@ -117,6 +123,7 @@ class Plan:
     tile: int
     seed: int
     micro_batch: int
+    context: int  # LR pixels around a tile that the teacher sees; 0 for pictures made elsewhere
     fingerprint: Json
     sources: tuple[tuple[str, int, int, str], ...]  # id, width, height, identity of the files
     skipped: tuple[Skipped, ...]
@@ -177,6 +184,8 @@ def make_plan(
 
     Training keys are sorted and cut every `samples_per_shard`; held-out crops get shards of their own.
     """
+    if isinstance(teacher, ImportedTeacher):
+        settings = dataclasses.replace(settings, context=0)
     sources = _limited(corpus.sources, settings.limit)
     identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
     halves = corpora.split(sources, settings.hold_out, settings.seed)
@@ -189,6 +198,7 @@ def make_plan(
         tile=settings.tile,
         seed=settings.seed,
         micro_batch=settings.micro_batch,
+        context=settings.context,
         fingerprint=_fingerprint(identities, teacher, settings),
         sources=identities,
         skipped=tuple(corpus.skipped),
@@ -233,7 +243,7 @@ def load_plan(cache: Path) -> Plan:
 def _fingerprint(
     sources: Sequence[tuple[str, int, int, str]], teacher: Teacher | ImportedTeacher, settings: BuildSettings
 ) -> Json:
-    fixed = ("tile", "seed", "limit", "hold_out", "samples_per_shard", "micro_batch")
+    fixed = ("tile", "seed", "limit", "hold_out", "samples_per_shard", "micro_batch", "context")
     fields = {
         "schema": SCHEMA,
         "corpus": {"photos": len(sources), "content": digest([list(source) for source in sources])},

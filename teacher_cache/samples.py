@@ -18,7 +18,7 @@ from pipeline.corpus import Source
 from pipeline.degrade import Degradation
 from pipeline.errors import DtkdError
 from pipeline.pairs import Tile
-from pipeline.schema import SampleError, canonical_json, sample_seed
+from pipeline.schema import AROUND, SampleError, canonical_json, sample_seed
 from teacher_cache.plan import PlannedSample
 from teacher_cache.teachers import ImportedTeacher, Teacher
 from teacher_cache.writer import Outcome
@@ -35,6 +35,7 @@ class Cut:
     """The images of a sample before the teacher ran."""
 
     lr: Image  # (h, w, 3)
+    around: Image  # (h + 2 c, w + 2 c, 3): the LR image with c pixels of context on every side, for the teacher
     gt: Image  # (s h, s w, 3)
     imported: Image | SampleError  # (s h, s w, 3) where the teacher's picture was made elsewhere
 
@@ -74,6 +75,8 @@ class SampleMaker:
     teacher: Teacher | ImportedTeacher
     degradation: Degradation
     seed: int  # of the run
+    context: int = 0
+    """LR pixels around a tile that the teacher sees."""
 
     def cut(self, samples: Sequence[PlannedSample]) -> list[Cut | SampleError]:
         """Load, cut and degrade; a failure takes the sample's place."""
@@ -99,6 +102,8 @@ class SampleMaker:
         try:
             drift = round(colour_drift(teacher, cut.lr), 4)
             pictures = {"lr": cut.lr, "gt": cut.gt, "teacher": teacher}
+            if self.context:
+                pictures[AROUND] = cut.around
             members = {name: images.encode_webp(np.ascontiguousarray(image)) for name, image in pictures.items()}
             members["json"] = canonical_json(self._description(sample, drift)).encode()
         except Exception as error:
@@ -110,11 +115,11 @@ class SampleMaker:
         try:
             hr, lr = self.photos.source(sample.tile.source)
             stage = "degrade"
-            pair = pairs.cut_pair(hr, lr, sample.tile, self.degradation, self.seed)
+            pair = pairs.cut_pair(hr, lr, sample.tile, self.degradation, self.seed, self.context)
             stage = "teacher"
             if isinstance(self.teacher, ImportedTeacher):
-                return Cut(pair.lr, pair.gt, self._import(self.teacher, sample.tile, hr))
-            return Cut(pair.lr, pair.gt, _NOT_YET)
+                return Cut(pair.lr, pair.around, pair.gt, self._import(self.teacher, sample.tile, hr))
+            return Cut(pair.lr, pair.around, pair.gt, _NOT_YET)
         except Exception as error:
             return failure(error, stage)
 
@@ -132,9 +137,9 @@ class SampleMaker:
         if not good or isinstance(self.teacher, ImportedTeacher):
             return [cut if isinstance(cut, SampleError) else cut.imported for cut in cuts]
         # A failed sample's place is filled, so that the others keep theirs: same batch, same bytes, whoever fails.
-        lrs = [cut.lr if isinstance(cut, Cut) else good[0].lr for cut in cuts]
+        lrs = [cut.around if isinstance(cut, Cut) else good[0].around for cut in cuts]
         seeds = [sample_seed(self.seed, sample.key, "teacher") for sample in samples]
-        return restore(self.teacher, lrs, seeds, batch)
+        return restore(self.teacher, lrs, seeds, batch, self.context)
 
     def _description(self, sample: PlannedSample, drift: float) -> dict[str, object]:
         tile = sample.tile
@@ -153,22 +158,25 @@ class SampleMaker:
         }
 
 
-def restore(teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int) -> list[Image | SampleError]:
-    """Run the teacher on LR images (h, w, 3) of one size; an image that it fails on gives an error in its place.
+def restore(
+    teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int, context: int = 0
+) -> list[Image | SampleError]:
+    """Run the teacher on LR images of one size; an image that it fails on gives an error in its place.
 
-    The teacher always sees `batch` images, the last one repeated: the shape of a batch changes how floats are rounded.
+    The images are (h + 2 context, w + 2 context, 3), the pictures (s h, s w, 3): the surroundings are cut off. The
+    teacher always sees `batch` images, the last one repeated: the shape of a batch changes how floats are rounded.
     """
     try:
-        return _restore_batch(teacher, lrs, seeds, batch)
+        return _restore_batch(teacher, lrs, seeds, batch, context)
     except Exception as error:
         if len(lrs) == 1:
             return [failure(error, "teacher")]
         _raise_if_fatal(error)
-    return [restore(teacher, [lr], [seed], batch)[0] for lr, seed in zip(lrs, seeds, strict=True)]
+    return [restore(teacher, [lr], [seed], batch, context)[0] for lr, seed in zip(lrs, seeds, strict=True)]
 
 
 def _restore_batch(
-    teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int
+    teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int, context: int
 ) -> list[Image | SampleError]:
     filler = batch - len(lrs)
     x = torch.stack([images.to_tensor(lr) for lr in (*lrs, *[lrs[-1]] * filler)])  # (B, 3, h, w)
@@ -178,7 +186,8 @@ def _restore_batch(
     if tuple(y.shape) != expected:
         raise DtkdError(f"the teacher must return {expected} for {tuple(x.shape)}, got {tuple(y.shape)}")
     bad = SampleError("teacher", "NotFinite", "the teacher's output has NaN or infinite values")
-    return [images.to_image(image) if image.isfinite().all() else bad for image in y[: len(lrs)]]
+    margin = context * teacher.scale
+    return [pairs.inside(images.to_image(image), margin) if image.isfinite().all() else bad for image in y[: len(lrs)]]
 
 
 def colour_drift(teacher: Image, lr: Image) -> float:

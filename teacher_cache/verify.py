@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import images
+from pipeline import images, pairs
 from pipeline.errors import DtkdError
 from pipeline.files import read_json, sha256_file
 from pipeline.progress import OnProgress, ProgressEvent
-from pipeline.schema import MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
+from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
 from teacher_cache.lease import acquire
 from teacher_cache.manifest import merge
@@ -196,12 +196,16 @@ def _check_layout(path: Path, record: ShardRecord) -> Iterator[Damage]:
 def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample) -> None:
     """CRC, decodability, sizes, and the description of one sample."""
     tile, scale = planned.tile, plan.scale
-    for name in MEMBERS:
-        image = images.decode_webp(read_member(path, sample.members[name]))
-        divisor = scale if name == "lr" else 1
-        expected = (tile.height // divisor, tile.width // divisor, 3)
-        if image.shape != expected:
-            raise DtkdError(f"{name} has shape {image.shape}, expected {expected}")
+    pictures = {name: _picture(path, sample, name) for name in (*MEMBERS, AROUND) if name in sample.members}
+    expected = {"lr": (tile.height // scale, tile.width // scale, 3)}
+    expected |= dict.fromkeys(("gt", "teacher"), (tile.height, tile.width, 3))
+    if plan.context:
+        expected[AROUND] = (*(side + 2 * plan.context for side in expected["lr"][:2]), 3)
+    shapes = {name: image.shape for name, image in pictures.items()}
+    if shapes != expected:
+        raise DtkdError(f"the pictures have shapes {shapes}, expected {expected}")
+    if plan.context and not np.array_equal(pairs.inside(pictures[AROUND], plan.context), pictures["lr"]):
+        raise DtkdError("lr is not the inside of around")
     description = json.loads(read_member(path, sample.members["json"]))
     wanted = dataclasses.asdict(tile) | {"key": planned.key, "seed": plan.seed, "drift": sample.drift}
     description = description if isinstance(description, dict) else {}
@@ -231,11 +235,14 @@ def _recompute(
     sound = [(record, sample) for record in records for sample in record.ok if sample.key not in bad]
     for record, sample in random.Random(plan.seed).sample(sound, min(count, len(sound))):
         path = shard_path(cache, record.name)
-        cached = images.decode_webp(read_member(path, sample.members["teacher"]))
-        lr = images.decode_webp(read_member(path, sample.members["lr"]))
+        seen = _picture(path, sample, AROUND if plan.context else "lr")
         seed = sample_seed(plan.seed, sample.key, "teacher")
-        again = restore(teacher, [lr], [seed], plan.batch(shards[record.name]))[0]
-        yield _compare(sample.key, cached, again)
+        again = restore(teacher, [seen], [seed], plan.batch(shards[record.name]), plan.context)[0]
+        yield _compare(sample.key, _picture(path, sample, "teacher"), again)
+
+
+def _picture(path: Path, sample: Sample, name: str) -> Image:
+    return images.decode_webp(read_member(path, sample.members[name]))
 
 
 def _compare(key: str, cached: Image, again: Image | SampleError) -> Recomputed:

@@ -22,12 +22,22 @@ from webdataset.writer import TarWriter
 
 from pipeline.errors import DtkdError
 from pipeline.files import atomic_write_bytes, fsync_dir, read_json, sha256_file
-from pipeline.schema import MEMBERS, SCHEMA, Member, Sample, SampleError, ShardRecord, canonical_bytes, canonical_json
+from pipeline.schema import (
+    AROUND,
+    MEMBERS,
+    SCHEMA,
+    Member,
+    Sample,
+    SampleError,
+    ShardRecord,
+    canonical_bytes,
+    canonical_json,
+)
 from pipeline.shards import DamagedShardError, check_size, done_path, read_member, shard_path
 from teacher_cache.lease import Lease
 from teacher_cache.plan import PlannedShard
 
-SUFFIX = {name: f"{name}.webp" for name in MEMBERS} | {"json": "json"}
+SUFFIX = {name: f"{name}.webp" for name in (*MEMBERS, AROUND)} | {"json": "json"}
 """A member's name in a record -> its suffix in the tar."""
 
 

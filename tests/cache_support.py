@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from pipeline import images, schema, shards
 from pipeline.degrade import Degradation
 from pipeline.errors import DtkdError
 from pipeline.progress import ProgressEvent
@@ -71,6 +72,16 @@ def records(cache: Path) -> dict[str, Any]:
     loaded = {path.name: json.loads(path.read_text()) for path in sorted((cache / "done").glob("*.json"))}
     times = {"seconds", "teacher_seconds", "teacher_images"}
     return {name: {k: v for k, v in record.items() if k not in times} for name, record in loaded.items()}
+
+
+def samples(cache: Path, split: schema.Split = "train") -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every sample of a cache as (json, {member: image})."""
+    for shard, sample in shards.load_manifest(cache).samples(split):
+        path = shards.shard_path(cache, shard.name)
+        pictures = {
+            m: images.decode_webp(shards.read_member(path, place)) for m, place in sample.members.items() if m != "json"
+        }
+        yield json.loads(shards.read_member(path, sample.members["json"])), pictures
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

@@ -79,6 +79,12 @@ def test_bicubic_tiles_are_parts_of_the_whole_photos_downscale(scale, tile):
         part = whole[t.y // scale : (t.y + t.height) // scale, t.x // scale : (t.x + t.width) // scale]
         assert np.array_equal(pair.lr, part), box(t)
         assert np.array_equal(pair.gt, hr[t.y : t.y + t.height, t.x : t.x + t.width])
+        wide = cut_pair(hr, None, t, degradation, seed=1, context=3)
+        assert np.array_equal(wide.lr, pair.lr) and np.array_equal(pair.around, pair.lr)
+        around = np.pad(whole, ((3, 3), (3, 3), (0, 0)), "symmetric")
+        assert np.array_equal(
+            wide.around, around[t.y // scale :, t.x // scale :][: part.shape[0] + 6, : part.shape[1] + 6]
+        )
 
 
 def test_a_tile_depends_on_its_margin_and_nothing_beyond():
@@ -144,8 +150,10 @@ def test_paired_tiles_are_cut_from_both(tmp_path):
     hr, lr = load_source(only)
     assert lr is not None and hr.shape == (50, 67, 3) and lr.shape == (12, 16, 3)
     for tile in plan_tiles(only, 24, 4, "train"):
-        pair = cut_pair(hr, lr, tile, Degradation("paired"), 0)
+        pair = cut_pair(hr, lr, tile, Degradation("paired"), 0, context=2)
         assert np.array_equal(pair.lr, lr[tile.y // 4 : tile.y // 4 + 6, tile.x // 4 : tile.x // 4 + 6])
+        around = np.pad(lr, ((2, 2), (2, 2), (0, 0)), "symmetric")
+        assert np.array_equal(pair.around, around[tile.y // 4 : tile.y // 4 + 10, tile.x // 4 : tile.x // 4 + 10])
         assert np.array_equal(pair.gt, hr[tile.y : tile.y + 24, tile.x : tile.x + 24])
     with pytest.raises(DtkdError, match="needs an LR image of 16x12, got none"):
         cut_pair(hr, None, Tile("a", 0, 0, 24, 24, "train"), Degradation("paired"), 0)
