@@ -53,13 +53,16 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 def to_toml(settings: Any) -> str:
     """Write settings as TOML text that `load` reads back to the same values; keys that are None are left out."""
-    tree = to_dict(settings)
-    lines = [f"{key} = {_toml_value(value)}" for key, value in tree.items() if _is_value(value)]
-    for section, values in tree.items():
+    return "\n".join(_toml_lines(to_dict(settings))).strip() + "\n"
+
+
+def _toml_lines(tree: dict[str, Any], section: str = "") -> list[str]:
+    lines = ["", f"[{section}]"] if section else []
+    lines += [f"{key} = {_toml_value(value)}" for key, value in tree.items() if _is_value(value)]
+    for key, values in tree.items():
         if isinstance(values, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{key} = {_toml_value(value)}" for key, value in values.items() if _is_value(value)]
-    return "\n".join(lines).strip() + "\n"
+            lines += _toml_lines(values, f"{section}.{key}" if section else key)
+    return lines
 
 
 def _is_section(kind: Any) -> TypeGuard[type]:

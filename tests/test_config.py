@@ -7,7 +7,9 @@ from typing import Literal
 import pytest
 
 from pipeline import config
+from pipeline.degrade import Degradation, RealSettings, RoundSettings
 from pipeline.errors import DtkdError
+from teacher_cache.plan import BuildSettings
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,5 @@ def test_dictionaries_and_toml_round_trip(toml):
     settings = Run(opt=Optimiser(limit=4, lr=1e-7, nesterov=True), bands=Bands((0.1, 0.2, 0.3)), name='ö "quoted" \\')
     assert config.from_dict(Run, config.to_dict(settings)) == settings
     assert config.load(Run, toml(config.to_toml(settings))) == settings
+    nested = BuildSettings(degradation=Degradation("real", 2, RealSettings(RoundSettings(sinc_prob=0.25))))
+    assert config.load(BuildSettings, toml(config.to_toml(nested))) == nested
