@@ -45,7 +45,7 @@ class _Commands(TyperGroup):
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
                 raise
-            _fail("the GPU ran out of memory: use a smaller --micro-batch, train.batch_size or image")
+            _fail("the GPU ran out of memory: use a smaller --micro-batch, --tile, train.batch_size or image")
 
 
 app = typer.Typer(
@@ -336,7 +336,7 @@ def report(
     """Write the page that compares students and teacher.
 
     Bicubic, a GT-only student, the DTKD student, the teacher and the ground truth on a cache's held-out photos, with
-    figures, pictures, curves and times, in one HTML file.
+    figures, pictures, curves and times, in one HTML file. Exit code 1 where a photo could not be measured.
     """
     from student.report import write_report
     from student.scores_text import score_lines
@@ -360,6 +360,8 @@ def report(
     lines.append(f"report: {made.path}")
     times = {"teacher_seconds": made.teacher_seconds, "student_seconds": made.student_seconds, "ratio": made.ratio}
     _tell(as_json, {"report": str(made.path), **times, "evaluation": made.evaluation.to_json()}, lines)
+    if made.evaluation.skipped:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 @app.command(
@@ -451,7 +453,8 @@ def export(
     from student.export import export as run_export
 
     made = run_export(_home(checkpoint), out.expanduser(), kind, half=half, int8=int8)
-    same = f", differs from the network by at most {made.error:.1e}" if made.error is not None else ""
+    meant = "the network with float16 weights" if half else "the network"
+    same = f", differs from {meant} by at most {made.error:.1e}" if made.error is not None else ""
     _tell(as_json, _plain(made), [f"{made.path}: {made.format}, {made.bytes / 1e6:.2f} MB{same}"])
 
 

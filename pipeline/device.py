@@ -49,6 +49,14 @@ def cpu_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory gave out, of the machine or of a GPU, whatever type the library chose for that."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
 def keep_freed_memory() -> None:
     """Have glibc keep memory that is freed, for the process's next large block; other C libraries are left alone.
 
@@ -61,4 +69,5 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
         mallopt(trim_threshold, most)
-        mallopt(mmap_threshold, most)
+        if not mallopt(mmap_threshold, most):  # older versions take 32 MB at most
+            mallopt(mmap_threshold, 32 << 20)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any
 from pipeline.errors import DtkdError
 
 _CHUNK = 1 << 20  # bytes
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What a file system without hard links says, or one that has run out of them."""
 _UMASK = os.umask(0o022)  # read once, at import: setting it is the only way to read it, and not safe with threads
 os.umask(_UMASK)
 _MODE = 0o666 & ~_UMASK
@@ -82,8 +85,10 @@ def create_exclusive(path: str | Path, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without hard links: exclusive too, but readers may see it empty for a moment
-            return _create_plain(path, data)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return _create_plain(path, data)  # exclusive too, but readers may see it empty for a moment
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -93,10 +98,15 @@ def create_exclusive(path: str | Path, data: bytes) -> bool:
 
 def _create_plain(path: Path, data: bytes) -> bool:
     try:
-        with open(path, "xb") as file:
-            file.write(data)
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError:
         return False
+    try:
+        _write_synced(descriptor, data)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
     return True
 
 
@@ -133,8 +143,8 @@ def sha256_file(path: str | Path) -> str:
 def sample_file(path: str | Path, whole_up_to: int = _CHUNK, windows: int = 8, window: int = 1 << 16) -> str:
     """A cheap identity of a file: its size, and a hash of all bytes or, above `whole_up_to`, of `windows` pieces.
 
-    The pieces of `window` bytes are spread evenly from the first byte to the last, so a picture that was edited or
-    compressed again is noticed for the price of a few reads, however large it is.
+    The pieces of `window` bytes are spread evenly from the first byte to the last, so a picture that was compressed
+    again is noticed for the price of a few reads, however large it is; a few pixels of an uncompressed one may not be.
     """
     size = os.stat(path).st_size
     digest = hashlib.blake2b(digest_size=12)

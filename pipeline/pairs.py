@@ -21,6 +21,9 @@ VAL_SIDE = 512
 VAL_MULTIPLE = 8
 """Sides of that crop are multiples of this many LR pixels: SwinIR's window, and what teachers divide by."""
 
+MOST_CONTEXT = 8
+"""LR pixels of context: ten more are left of `real`'s margin, half the width of its largest filter at this size."""
+
 Image = NDArray[np.uint8]
 
 
@@ -95,7 +98,7 @@ def load_source(source: Source) -> tuple[Image, Image | None]:
 
 
 def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, seed: int, context: int = 0) -> Pair:
-    """Cut a tile out of a photo and make its LR image; the same key, seed and context give the same bytes.
+    """Cut a tile out of a photo and make its LR image; the same key and seed give the same bytes.
 
     The degradation sees the photo around the tile, mirrored where it ends, so that `bicubic` equals the same part of
     the whole photo's downscale.
@@ -106,11 +109,14 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         tile: what to cut.
         degradation: how LR comes about.
         seed: of the run; the tile's own seed follows from it and the key.
-        context: LR pixels around the tile that `Pair.around` has, mirrored where the photo ends.
+        context: LR pixels around the tile that `Pair.around` has, mirrored where the photo ends; 8 at most.
 
     Raises:
-        DtkdError: the tile lies outside the photo or off the LR grid, or `paired` without a fitting LR photo.
+        DtkdError: the context is too large, the tile lies outside the photo or off the LR grid, or `paired` without a
+            fitting LR photo.
     """
+    if not 0 <= context <= MOST_CONTEXT:
+        raise DtkdError(f"context must be within 0..{MOST_CONTEXT} LR pixels, got {context}")
     scale = degradation.scale
     height, width = hr.shape[0] // scale * scale, hr.shape[1] // scale * scale
     _check_inside(tile, width, height, scale)
@@ -120,13 +126,15 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         if lr is None or lr.shape[:2] != (height // scale, width // scale):
             got = f"{lr.shape[1]}x{lr.shape[0]}" if lr is not None else "none"
             raise DtkdError(f"{tile.source} needs an LR image of {width // scale}x{height // scale}, got {got}")
-        small = Tile(tile.source, *(n // scale for n in (tile.x, tile.y, tile.width, tile.height)), tile.split)
+        x, y, w, h = (n // scale for n in (tile.x, tile.y, tile.width, tile.height))
+        small = Tile(tile.source, x, y, w, h, tile.split)
         around = _grown(lr, small, context, height // scale, width // scale)
     else:
         rng = np.random.default_rng(sample_seed(seed, key, "degrade"))
-        margin = degradation.margin // scale
-        around = degrade(_grown(hr, tile, (margin + context) * scale, height, width), degradation, rng)
-        around = inside(around, margin)
+        # Of `real` always the same part of the photo: its draws, and so the LR image, must not depend on the context.
+        margin = max(degradation.margin // scale, context + 2)
+        around = degrade(_grown(hr, tile, margin * scale, height, width), degradation, rng)
+        around = inside(around, margin - context)
     return Pair(key, inside(around, context), gt, around)
 
 

@@ -78,7 +78,7 @@ class SampleError:
 
 @dataclass(frozen=True)
 class Sample:
-    """Outcome of one planned key: `ok` with members (`lr gt teacher json`), or `error` with the reason."""
+    """Outcome of one planned key: `ok` with members (`lr gt teacher json`, `around`), or `error` with the reason."""
 
     key: str
     split: Split

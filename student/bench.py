@@ -187,7 +187,7 @@ def _seconds(run: Callable[[], Tensor], device: str) -> float:
 
 def _synchronise(device: str) -> None:
     if device != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
 
 
 def _peak_memory(setup: Setup, task: Task, size: Size, index: int) -> int | None:
@@ -208,8 +208,8 @@ def _own_peak_memory(setup: Setup, task: Task, size: Size, index: int) -> int | 
         if setup.device == "cpu":
             with suppress(OSError):  # compilation may have taken more than the network does
                 Path("/proc/self/clear_refs").write_text("5")
-        else:
-            torch.cuda.reset_peak_memory_stats()
+        elif setup.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(setup.device)
         run()
         peak = _memory(setup.device, peak=True)
     return None if before is None or peak is None else peak - before
@@ -218,7 +218,7 @@ def _own_peak_memory(setup: Setup, task: Task, size: Size, index: int) -> int | 
 def _memory(device: str, *, peak: bool) -> int | None:
     """Bytes that this process has, or has had at most, on the device."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

@@ -19,7 +19,7 @@ import torch
 
 from pipeline import images
 from pipeline.corpus import Skipped
-from pipeline.device import choose
+from pipeline.device import choose, out_of_memory
 from pipeline.errors import DtkdError
 from pipeline.files import atomic_write_bytes, atomic_write_json, ensure_dir
 from pipeline.progress import OnProgress, ProgressEvent
@@ -232,8 +232,8 @@ def _score_all(
             rows = _score(examples.read(index), candidates, loaded, crop_border, failures)
         except _BrokenNetworkError:
             raise
-        except (DtkdError, OSError) as error:  # this image alone cannot be used
-            skipped.append(Skipped(image_id, error.reason if isinstance(error, images.ImageError) else str(error)))
+        except (DtkdError, OSError, MemoryError, RuntimeError) as error:  # this image alone cannot be used
+            skipped.append(Skipped(image_id, _reason(error)))
             rows = []
         for name, score, image in rows:
             scores[name].append(score)
@@ -242,6 +242,16 @@ def _score_all(
         if on_progress:
             on_progress(ProgressEvent(index + 1, len(examples), "images", ""))
     return scores, failures, skipped
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, images.ImageError):
+        return error.reason
+    if out_of_memory(error):
+        return "out of memory: whole images are measured; take another device, or cut it"
+    if isinstance(error, RuntimeError):
+        raise error
+    return str(error)
 
 
 def _load_students(paths: Sequence[str | Path], device: str) -> dict[str, tuple[Path, torch.nn.Module]]:

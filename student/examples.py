@@ -129,7 +129,7 @@ def _open_cache(cache: Path, scale: int | None, limit: int | None) -> ExampleSet
     held_out = open_cache(cache, split="val")
     if not len(held_out):
         raise DtkdError(f"{cache} holds no held-out samples: make a cache with --hold-out 2 or more")
-    metas = [held_out[i].meta for i in range(len(held_out))]
+    metas = [held_out.meta(i) for i in range(len(held_out))]
     ids = _short_names([meta["source"] for meta in metas])
 
     def read(i: int) -> Example:
@@ -148,7 +148,10 @@ def _short_names(paths: Sequence[str]) -> tuple[str, ...]:
 
 
 def _teacher_pace(manifest: Manifest, metas: list[dict[str, Any]]) -> float | None:
-    """Held-out samples go through the teacher one by one, so their shards' clock is the time of one image."""
+    """Held-out samples go through the teacher one by one, so their shards' clock is the time of one image.
+
+    Seconds for an HR pixel; the LR pixels around a sample, which the teacher sees too, are part of its price.
+    """
     held_out = [shard for shard in manifest.shards if shard.split == "val"]
     if sum(shard.teacher_images for shard in held_out) != len(metas):
         return None

@@ -74,13 +74,16 @@ def export(
             quantisation), which ONNX Runtime computes faster on CPUs.
 
     Raises:
-        DtkdError: no such checkpoint, an output that cannot be written or is named for another format, weights that
-            float16 cannot hold, no onnx installed, or an ONNX file that computes something else.
+        DtkdError: no such checkpoint, an output that is the checkpoint itself, cannot be written or is named for
+            another format, weights that float16 cannot hold, no onnx installed, or an ONNX file that computes
+            something else.
     """
     kind = format_of(out, kind)
     if int8 and (half or kind != "onnx"):
         raise DtkdError("int8 weights are for ONNX files only, and not together with float16 ones")
     checkpoint = find_checkpoint(str(checkpoint))
+    if out.resolve() == checkpoint.resolve():
+        raise DtkdError(f"{out} is the checkpoint itself: give the export another name")
     model = load_student(checkpoint)
     metadata = {key: value for key, value in read_metadata(checkpoint).items() if key not in ("preset", "scale")}
     if half:
@@ -124,7 +127,8 @@ def _export_folder(model: SwinIR, out: Path, metadata: dict[str, Any], half: boo
     student.load_state_dict(model.state_dict())
     _stored(student, half)
     student.save_pretrained(out)
-    return Exported(out, "huggingface", sum(file.stat().st_size for file in out.iterdir()), None)
+    written = [file for name in ("config.json", "model.safetensors", "README.md") if (file := out / name).exists()]
+    return Exported(out, "huggingface", sum(file.stat().st_size for file in written), None)
 
 
 def _export_onnx(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool, int8: bool) -> float:
@@ -148,7 +152,7 @@ def _export_onnx(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool,
     onnx.checker.check_model(graph)
     data = graph.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    error = max(_difference(model, session, size) for size in CHECKED_SIZES)
+    error = float(np.max([_difference(model, session, size) for size in CHECKED_SIZES]))  # NaN stays NaN
     limit = INT8_TOLERANCE if int8 else TOLERANCE
     if not error <= limit:
         raise DtkdError(f"the ONNX file differs from the network by {error:.1e}, more than {limit:.0e}: not written")

@@ -20,6 +20,7 @@ from student.png import Metadata, write_png
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 """What can be written, in lower case."""
+_JPEG_EXIF = 65_533 - len(b"Exif\0\0")  # bytes of a segment
 _MAX_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
 
 
@@ -50,11 +51,11 @@ def memory_needed(path: Path, form: Form) -> int:
     return form.width * form.height * (1 if form.channels == 1 else 4)  # Pillow pads RGB to four bytes
 
 
-def check(path: Path, form: Form) -> None:
+def check(path: Path, form: Form, metadata: Metadata) -> None:
     """Make sure before the work that `path` can hold such a picture.
 
     Raises:
-        DtkdError: unknown suffix, alpha in a JPEG, or too large for the format.
+        DtkdError: unknown suffix, alpha in a JPEG, or picture or EXIF too large for the format.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -66,6 +67,11 @@ def check(path: Path, form: Form) -> None:
     if limit and max(form.width, form.height) > limit:
         size = f"{form.width}x{form.height}"
         raise DtkdError(f"{path}: {suffix} holds at most {limit} pixels a side, got {size}: write .png or .tif")
+    if suffix in (".jpg", ".jpeg") and len(metadata.exif or b"") > _JPEG_EXIF:
+        size = len(metadata.exif or b"")
+        raise DtkdError(
+            f"{path}: JPEG holds 64 KB of EXIF, and this picture has {size >> 10}: write .png, .webp or .tif"
+        )
     if suffix in (".tif", ".tiff") and form.bytes > tiff.MAX_BYTES:
         raise DtkdError(f"{path}: TIFF holds at most 4 GB, and this picture has {form.bytes / 1e9:.1f}: write .png")
 

@@ -29,11 +29,13 @@ def plan_names(inputs: Sequence[str], output: Path, suffix: str | None) -> list[
         suffix: of results in a folder; None keeps the picture's where it can be written, else takes .png.
 
     Raises:
-        DtkdError: an input names no picture, or `suffix` is none that can be written.
+        DtkdError: an input names no picture, or `suffix` is none that can be written, or not that of the output file.
     """
     if suffix and suffix not in picture_files.SUFFIXES:
         raise DtkdError(f"cannot write pictures as {suffix}: use one of {', '.join(picture_files.SUFFIXES)}")
     if is_file_to_file(inputs, output):
+        if suffix and output.suffix.lower() != suffix:
+            raise DtkdError(f"{output} is no {suffix} file: leave out --format, or name a file of that format")
         return [Pair(Path(inputs[0]), output)]
     found = (pair for name in inputs for pair in _expand(name, output))
     pairs: dict[Path, Pair] = {}
@@ -65,7 +67,7 @@ def _expand(name: str, output: Path) -> Iterator[Pair]:
     else:
         base, files = _before_magic(path), _pictures(map(Path, glob.glob(name, recursive=True)))
     folder = output.resolve()
-    if folder != base.resolve():  # results of an earlier run may lie below the input
+    if base.resolve() in folder.parents:  # results of an earlier run lie below the input
         files = [file for file in files if folder not in file.resolve().parents]
     if not files:
         raise DtkdError(f"{name}: no picture there (looked for {', '.join(sorted(_SEARCHED))})")

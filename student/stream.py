@@ -154,8 +154,11 @@ class CacheDataset(Dataset[Item]):
         Raises:
             DamagedShardError: its bytes are not those that were recorded; names the shard and the key.
         """
-        meta = json.loads(self._read(index, len(MEMBERS)))
-        return Item(self.key(index), *self.images(index), meta)
+        return Item(self.key(index), *self.images(index), self.meta(index))
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """Description of a sample, without its pictures; raises as `dataset[i]` does."""
+        return json.loads(self._read(index, len(MEMBERS)))
 
     def key(self, index: int) -> str:
         """Key of a sample."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import images
+from pipeline.device import out_of_memory
 from pipeline.errors import DtkdError
 from pipeline.files import ensure_dir
 from pipeline.progress import OnProgress, ProgressEvent
@@ -121,7 +122,7 @@ def upscale(
         began = time.monotonic()
         try:
             _upscale_one(job, network, progress)
-        except (DtkdError, OSError, MemoryError) as error:
+        except (DtkdError, OSError, MemoryError, RuntimeError) as error:  # torch's errors are RuntimeErrors
             failed.append(Refused(job.source, _reason(error, job)))
         else:
             seconds = round(time.monotonic() - began, 3)
@@ -168,7 +169,7 @@ def _job(source: Path, target: Path, network: Network, settings: UpscaleSettings
 def _upscale_one(job: Job, network: Network, progress: "_Progress") -> None:
     pixels, metadata = read_picture(job.source)
     form = Form(job.width, job.height, pixels.shape[2], pixels.dtype)
-    picture_files.check(job.target, form)
+    picture_files.check(job.target, form, metadata)
     needed, free = picture_files.memory_needed(job.target, form), free_memory()
     if needed > 0.8 * free:
         raise DtkdError(
@@ -212,8 +213,10 @@ def _as_rgb(tiles: np.ndarray, network: Callable[[np.ndarray], np.ndarray]) -> n
 def _reason(error: Exception, job: Job) -> str:
     if isinstance(error, images.ImageError):
         return error.reason
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return "out of memory: close other programs, or pass a smaller --tile"
+    if isinstance(error, RuntimeError):
+        return f"the network failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
     if isinstance(error, OSError):
         return f"cannot write {job.target} ({error.strerror or error})"
     return str(error)

@@ -85,7 +85,10 @@ def _turn(
 
     def teach(count: int) -> list[Image | SampleError]:
         teacher.steps = count
-        return restore(teacher, lrs, seeds, len(lrs), maker.context)
+        restored = restore(teacher, lrs, seeds, len(lrs), maker.context)
+        if failed := next((item for item in restored if isinstance(item, SampleError)), None):
+            raise DtkdError(f"the teacher fails with {count} steps: {failed.message}")
+        return restored
 
     _, one = _timed(lambda: teach(1))
     restored, many = _timed(lambda: teach(steps + 1))

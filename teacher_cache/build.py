@@ -20,7 +20,7 @@ from pipeline.files import ensure_dir
 from pipeline.progress import OnProgress
 from pipeline.schema import Drift, Sample, SampleError, ShardRecord
 from teacher_cache.lease import Lease, acquire
-from teacher_cache.manifest import finalize
+from teacher_cache.manifest import FOLDERS, finalize
 from teacher_cache.plan import BuildSettings, Plan, PlannedSample, PlannedShard, freeze, make_plan
 from teacher_cache.samples import Cut, DeviceError, Photos, SampleMaker
 from teacher_cache.tally import FAILURES, Failure, Tally, failures
@@ -29,7 +29,6 @@ from teacher_cache.writer import Adoptable, LostLeaseError, Outcome, ShardWriter
 
 __all__ = ["BuildResult", "BuildSettings", "Job", "build_cache", "finalize", "prepare", "process_shard"]
 
-FOLDERS = ("done", "leases", "parts")
 _POLL = 1.0  # seconds between looks at the shards of other processes
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -44,14 +44,22 @@ class Lease:
                 self.path.unlink()
 
     def held(self) -> bool:
-        """Whether the file is still ours: False after another process took it over (we were away for too long)."""
-        return _read_owner(self.path).get("nonce") == self.nonce
+        """Whether the file is still ours: False after another process took it over (we were away for too long).
+
+        True where the file cannot be read just now: a network file system may hiccup, and work is not lost for it.
+        """
+        try:
+            return json.loads(self.path.read_bytes())["nonce"] == self.nonce
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return False
+        except OSError:
+            return True
 
     def _renew(self) -> None:
         while not self._stop.wait(self._ttl / 6):
-            with contextlib.suppress(OSError):  # a network file system may hiccup: the next turn tries again
-                if not self.held():
-                    return
+            if not self.held():
+                return
+            with contextlib.suppress(OSError):  # the next turn tries again
                 os.utime(self.path)
 
 
@@ -73,7 +81,7 @@ def acquire(folder: Path, name: str, ttl: float = TTL) -> Lease | None:
 def _is_free(path: Path, nonce: str, ttl: float) -> bool:
     """Whether there is no lease, after a stale one was removed."""
     try:
-        age = _now(path.parent) - path.stat().st_mtime
+        age = now(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return True
     owner = _read_owner(path)
@@ -99,7 +107,7 @@ def _read_owner(path: Path) -> dict[str, object]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _now(folder: Path) -> float:
+def now(folder: Path) -> float:
     """Time by the clock of the file system that the leases are on: machines' clocks differ."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         os.utime(probe.fileno())

@@ -1,7 +1,6 @@
 """Merging the records of all shards into the manifest of a finished cache."""
 
 import contextlib
-import time
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,13 @@ import numpy as np
 from pipeline.errors import DtkdError
 from pipeline.files import atomic_write_bytes
 from pipeline.schema import SCHEMA, Drift, Manifest, Sample, ShardRecord, canonical_bytes
+from teacher_cache.lease import acquire, now
 from teacher_cache.plan import Plan, load_plan
 from teacher_cache.writer import clean_parts, read_record
 
+FOLDERS = ("done", "leases", "parts")
+TEMPORARY = (".*.tmp", ".*.stale", ".probe-*")
+"""Names of files on their way to another name, as `pipeline.files` and `lease` give them."""
 TEMPORARY_SECONDS = 600.0
 
 
@@ -32,20 +35,22 @@ def finalize(cache: Path) -> Manifest:
     data, path = canonical_bytes(manifest.to_json()), cache / "manifest.json"
     if not path.exists() or path.read_bytes() != data:
         atomic_write_bytes(path, data)
-    for shard in plan.shards:
-        clean_parts(cache, shard.name)
-        (cache / "leases" / f"{shard.name}.json").unlink(missing_ok=True)  # of a process that died after the record
     _sweep(cache)
     return manifest
 
 
 def _sweep(cache: Path) -> None:
-    """Remove hidden temporary files of killed processes, at an age at which no living one needs them."""
-    for folder in (cache, cache / "done", cache / "leases", cache / "parts"):
-        for path in folder.glob(".*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > TEMPORARY_SECONDS:
-                    path.unlink()
+    """Remove what killed processes have left; nothing that a living one may need, and nobody else's files."""
+    folders = [folder for folder in (cache, *(cache / name for name in FOLDERS)) if folder.is_dir()]
+    with contextlib.suppress(OSError):
+        left = [path.name.partition(".")[0] for name in ("parts", "leases") for path in (cache / name).glob("[!.]*.*")]
+        for shard in sorted(set(left)):
+            if lease := acquire(cache / "leases", shard):  # None: it is being made again just now
+                with lease:
+                    clean_parts(cache, shard)
+        for path in (path for folder in folders for pattern in TEMPORARY for path in folder.glob(pattern)):
+            if now(cache) - path.stat().st_mtime > TEMPORARY_SECONDS:
+                path.unlink()
 
 
 def merge(plan: Plan, records: tuple[ShardRecord, ...]) -> Manifest:

@@ -35,8 +35,6 @@ from pipeline.schema import (
 from teacher_cache.lease import TTL
 from teacher_cache.teachers import ImportedTeacher, Teacher
 
-MOST_CONTEXT = 64
-
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -57,7 +55,8 @@ class BuildSettings:
     micro_batch: int = 4
     """Training tiles that the teacher gets at once (held-out crops go one by one)."""
     context: int = 4
-    """LR pixels around a tile that the teacher sees as well, so that its picture is as good at the border as inside."""
+    """LR pixels around a tile that the teacher sees as well, so that its picture is as good at the border as inside;
+    without effect on imported pictures."""
 
     max_failure_fraction: float = 0.1
     """Share of samples that may fail before the run stops."""
@@ -79,8 +78,8 @@ class BuildSettings:
             raise DtkdError(f"limit must be at least 1, got {self.limit}")
         if self.hold_out < 0:
             raise DtkdError(f"hold_out must be 0 or more, got {self.hold_out}")
-        if not 0 <= self.context <= MOST_CONTEXT:
-            raise DtkdError(f"context must be within 0..{MOST_CONTEXT} LR pixels, got {self.context}")
+        if not 0 <= self.context <= pairs.MOST_CONTEXT:
+            raise DtkdError(f"context must be within 0..{pairs.MOST_CONTEXT} LR pixels, got {self.context}")
         if not 0 <= self.max_failure_fraction <= 1:
             raise DtkdError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
         if self.lease_seconds <= 0:
@@ -167,6 +166,7 @@ class Plan:
     def from_json(cls, data: Any) -> "Plan":
         """Inverse of `to_json`; raises `DtkdError` for another schema or a damaged plan."""
         check_schema(data, "plan")
+        data = {"context": 0} | data  # plans from before there was any
         try:
             fields = {item.name: data[item.name] for item in dataclasses.fields(cls)}
             sources = tuple((str(i), int(w), int(h), str(x)) for i, w, h, x in data["sources"])

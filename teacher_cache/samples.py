@@ -1,6 +1,6 @@
 """Making samples: cut tiles from photos, run the teacher on a micro-batch, encode. Failures become part of the result.
 
-B micro-batch, h w height and width of an LR image, s scale.
+B micro-batch, h w height and width of an LR image, s scale, c context.
 """
 
 import time
@@ -179,9 +179,9 @@ def _restore_batch(
     teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int, context: int
 ) -> list[Image | SampleError]:
     filler = batch - len(lrs)
-    x = torch.stack([images.to_tensor(lr) for lr in (*lrs, *[lrs[-1]] * filler)])  # (B, 3, h, w)
+    x = torch.stack([images.to_tensor(lr) for lr in (*lrs, *[lrs[-1]] * filler)])  # (B, 3, h + 2 c, w + 2 c)
     with torch.inference_mode():
-        y = teacher.restore(x, [*seeds, *[seeds[-1]] * filler]).float().cpu()  # (B, 3, s h, s w)
+        y = teacher.restore(x, [*seeds, *[seeds[-1]] * filler]).float().cpu()  # (B, 3, s (h + 2 c), s (w + 2 c))
     expected = (batch, 3, *(side * teacher.scale for side in x.shape[2:]))
     if tuple(y.shape) != expected:
         raise DtkdError(f"the teacher must return {expected} for {tuple(x.shape)}, got {tuple(y.shape)}")
@@ -201,7 +201,7 @@ def colour_drift(teacher: Image, lr: Image) -> float:
     return float(np.abs(sums - lr.astype(np.int64) * (s * s)).sum()) / (s * s * lr.size)
 
 
-class DeviceError(Exception):
+class DeviceError(DtkdError):
     """The teacher's device or the memory gave out: every following sample would fail, too, so the shard must stop."""
 
 

@@ -236,6 +236,8 @@ def load_haar(name: str, dtype: Dtype = "fp32", device: str = "cpu") -> "HaarDif
 
 
 def _load_embedded(name: str, steps: int | None, device: str, dtype: Dtype | None) -> DiffusersTeacher:
+    if dtype == "fp16":
+        raise DtkdError(f"the teacher {name} runs in fp32 or bf16: take another --dtype")
     pipe = load_haar(name, dtype or "fp32", device)
 
     def call(pipe: Any, lr: Tensor, generators: list[torch.Generator], steps: int) -> Tensor:

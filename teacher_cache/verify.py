@@ -16,12 +16,12 @@ import numpy as np
 
 from pipeline import images, pairs
 from pipeline.errors import DtkdError
-from pipeline.files import read_json, sha256_file
+from pipeline.files import ensure_dir, read_json, sha256_file
 from pipeline.progress import OnProgress, ProgressEvent
 from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
 from teacher_cache.lease import acquire
-from teacher_cache.manifest import merge
+from teacher_cache.manifest import FOLDERS, merge
 from teacher_cache.plan import Plan, PlannedSample, PlannedShard, load_plan
 from teacher_cache.samples import Image, restore
 from teacher_cache.teachers import ImportedTeacher, Teacher
@@ -93,7 +93,7 @@ def verify_cache(
 
     Args:
         cache: folder of the cache; the corpus is not needed.
-        recompute: number of samples, chosen by the cache's seed, to make again with `teacher` from the cached LR image.
+        recompute: number of samples, chosen by the cache's seed, to make again with `teacher` from what it saw.
         teacher: the teacher that made the cache, where `recompute` is above 0.
         repair: put damaged shards back to "not done", for stage one to make again from their undamaged samples and,
             for the others, with the teacher.
@@ -121,10 +121,10 @@ def verify_cache(
             on_progress(ProgressEvent(number + 1, len(plan.shards), "shards", f"{len(damage)} damaged" * bool(damage)))
     if not damage:
         damage += _check_manifest(cache, merge(plan, tuple(records)))
-    recomputed = _recompute(cache, plan, records, damage, recompute, teacher) if teacher and recompute else ()
-    repaired = tuple(_repair(cache, plan, damaged)) if repair and damage else ()
+    recomputed = tuple(_recompute(cache, plan, records, damage, recompute, teacher)) if teacher and recompute else ()
+    repaired = tuple(_repair(cache, plan, damaged, damage)) if repair and damage else ()
     errors = sum(len(record.errors) for record in records)
-    return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), tuple(recomputed), repaired)
+    return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), recomputed, repaired)
 
 
 def refuse_imported(plan: Plan) -> None:
@@ -197,10 +197,10 @@ def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample
     """CRC, decodability, sizes, and the description of one sample."""
     tile, scale = planned.tile, plan.scale
     pictures = {name: _picture(path, sample, name) for name in (*MEMBERS, AROUND) if name in sample.members}
-    expected = {"lr": (tile.height // scale, tile.width // scale, 3)}
-    expected |= dict.fromkeys(("gt", "teacher"), (tile.height, tile.width, 3))
+    height, width, more = tile.height // scale, tile.width // scale, 2 * plan.context
+    expected = {"lr": (height, width, 3)} | dict.fromkeys(("gt", "teacher"), (tile.height, tile.width, 3))
     if plan.context:
-        expected[AROUND] = (*(side + 2 * plan.context for side in expected["lr"][:2]), 3)
+        expected[AROUND] = (height + more, width + more, 3)
     shapes = {name: image.shape for name, image in pictures.items()}
     if shapes != expected:
         raise DtkdError(f"the pictures have shapes {shapes}, expected {expected}")
@@ -252,7 +252,10 @@ def _compare(key: str, cached: Image, again: Image | SampleError) -> Recomputed:
     return Recomputed(key, int(gap.max()), round(float(gap.mean()), 4))
 
 
-def _repair(cache: Path, plan: Plan, names: set[str]) -> Iterator[str]:
+def _repair(cache: Path, plan: Plan, names: set[str], damage: Sequence[Damage]) -> Iterator[str]:
+    bad = {item.key for item in damage if item.key}
+    for name in FOLDERS:  # copying a cache may leave empty folders out
+        ensure_dir(cache / name)
     if not names:  # only the manifest
         (cache / "manifest.json").unlink(missing_ok=True)
         yield "manifest"
@@ -260,5 +263,5 @@ def _repair(cache: Path, plan: Plan, names: set[str]) -> Iterator[str]:
         lease = acquire(cache / "leases", shard.name) if shard.name in names else None
         if lease is not None:  # None: sound, or somebody is making it right now
             with lease:
-                reopen(cache, shard, plan.fingerprint_digest)
+                reopen(cache, shard, plan.fingerprint_digest, without=bad)
             yield shard.name

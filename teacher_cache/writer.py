@@ -13,7 +13,7 @@ import os
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -169,8 +169,8 @@ def read_record(cache: Path, shard: PlannedShard, fingerprint: str) -> ShardReco
     return record
 
 
-def reopen(cache: Path, shard: PlannedShard, fingerprint: str) -> None:
-    """Make a shard not done; what is good of its samples will be taken over by the next attempt.
+def reopen(cache: Path, shard: PlannedShard, fingerprint: str, without: Collection[str] = ()) -> None:
+    """Make a shard not done; its samples, but those `without` whose keys it must do, are left to the next attempt.
 
     The caller holds the shard's lease. The journal comes first, so that a crash in between loses nothing.
     """
@@ -180,7 +180,7 @@ def reopen(cache: Path, shard: PlannedShard, fingerprint: str) -> None:
         record = ShardRecord.from_json(read_json(path))
         seconds = record.teacher_seconds / max(record.teacher_images, 1)
         lines = [{"schema": SCHEMA, "name": shard.name, "fingerprint": fingerprint}]
-        lines += [{"sample": sample.to_json(), "seconds": seconds} for sample in record.ok]
+        lines += [{"sample": sample.to_json(), "seconds": seconds} for sample in record.ok if sample.key not in without]
         if record.fingerprint == fingerprint:
             text = b"".join(canonical_bytes(line) for line in lines)
             atomic_write_bytes(cache / "parts" / f"{shard.name}.reopened.jsonl", text)

@@ -63,6 +63,11 @@ def test_wrong_usage():
     assert done.exit_code == 1 and "no preset" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_a_teacher_that_fails_is_told_of():
+    done = run("teacher", "--rounds", "1", "--steps", "1000")
+    assert done.exit_code == 1 and "the teacher fails with 1001 steps" in done.stderr
+
+
 def test_where_the_teachers_time_goes():
     done = run("teacher", "--rounds", "1", "--steps", "2", "--json")
     assert done.exit_code == 0, done.output

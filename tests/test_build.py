@@ -108,6 +108,24 @@ def test_tars_are_reproducible_and_their_index_is_right(cache):
                 assert (item.offset_data, item.size) == (place.offset, place.size)
 
 
+def test_what_killed_processes_left_goes_and_what_is_not_ours_stays(corpus, tmp_path):
+    job = prepare(str(corpus), tmp_path, NoisyBicubic(), settings())
+    ours = [tmp_path / ".plan.json.abcd.tmp", tmp_path / "leases" / ".shard-00000000.12.stale"]
+    others = [tmp_path / ".gitattributes", tmp_path / ".hidden.txt"]
+    for path in (*ours, *others):
+        path.write_text("old")
+        os.utime(path, (0, 0))
+    for name in ("shard-00000000", "val-00000000"):
+        (tmp_path / "parts" / f"{name}.0123.tar").write_text("of a killed process")
+    for index in range(len(job.plan.shards)):
+        process_shard(job, index)
+    (tmp_path / "leases" / "shard-00000001.json").write_text('{"host": "elsewhere"}')  # at work: retrying its errors
+    (tmp_path / "parts" / "shard-00000001.4567.tar").write_text("of a live process")
+    finalize(tmp_path)
+    assert not any(path.exists() for path in ours) and all(path.exists() for path in others)
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["shard-00000001.4567.tar"]
+
+
 def test_a_second_run_reuses_everything(cache, corpus):
     before, teacher = tars(cache), NoisyBicubic()
     result = build_cache(str(corpus), cache, teacher, settings())

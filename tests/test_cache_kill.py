@@ -1,5 +1,6 @@
 """kill -9, two processes at once, leases: whatever happens, the finished cache has the bytes of an undisturbed run."""
 
+import errno
 import json
 import os
 import random
@@ -125,6 +126,19 @@ def test_a_survivor_takes_over_from_a_killed_process(corpus, undisturbed, tmp_pa
 
 
 # Leases --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_ends_no_lease(tmp_path, monkeypatch):
+    held = lease.acquire(tmp_path, "shard")
+
+    def hiccup(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(held.path), "read_bytes", hiccup)
+        assert held.held()
+    held.path.write_text('{"nonce": "of another process"}')
+    assert not held.held()
 
 
 def test_a_lease_has_one_holder_and_is_given_back(tmp_path):

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 import cli
 from pipeline import images
 from pipeline.errors import DtkdError
+from pipeline.shards import load_manifest
 from teacher_cache.build import build_cache, prepare
 from teacher_cache.teachers import ImportedTeacher
 
@@ -141,6 +143,20 @@ def test_from_photos_to_a_report(photos, outputs, tmp_path):
     assert page.stat().st_size > 10_000
     out, _ = dtkd("verify", cache)
     assert "17 sound samples, 0 failed ones: sound" in out
+
+
+def test_a_damaged_photo_is_named_and_the_others_are_measured(cache, tmp_path):
+    copy, run, page = tmp_path / "cache", tmp_path / "run", tmp_path / "report.html"
+    shutil.copytree(cache, copy)
+    dtkd("train-student", copy, run, *SET)
+    shard, sample = next(iter(load_manifest(copy).samples("val")))
+    with open(copy / f"{shard.name}.tar", "r+b") as tar:
+        tar.seek(sample.members["gt"].offset + 50)
+        tar.write(b"damage")
+    out, _ = dtkd("evaluate", run, "--data", copy, "--metrics", "psnr_y", code=1)
+    assert sample.key in out and "1 images" in out
+    out, _ = dtkd("report", copy, page, "--dtkd", run, code=1)
+    assert sample.key in out and out.splitlines()[-1] == f"report: {page}" and page.exists()
 
 
 def test_json_is_one_object_and_nothing_else(cache, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from swinir_oracle import SMALL, assert_close, random_image, randomised
 
 from pipeline.errors import DtkdError
-from student.export import export, format_of
+from student.export import CHECKED_SIZES, export, format_of
 from student.hub import HubStudent
 from student.model import SwinIR
 from student.weights_io import load_student, read_metadata, save_student
@@ -177,8 +177,17 @@ def test_mistakes_are_named(tmp_path, checkpoint, monkeypatch):
     assert not (tmp_path / "x.onnx").exists()
 
 
+def test_the_checkpoint_itself_is_not_replaced(checkpoint):
+    path = checkpoint()
+    before = path.read_bytes()
+    with pytest.raises(DtkdError, match="is the checkpoint itself"):
+        export(path, path, half=True)
+    assert path.read_bytes() == before
+
+
 def test_a_wrong_onnx_file_is_not_written(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr("student.export._difference", lambda model, session, size: float("nan"))
+    differences = dict.fromkeys(CHECKED_SIZES, 0.0) | {CHECKED_SIZES[-1]: float("nan")}
+    monkeypatch.setattr("student.export._difference", lambda model, session, size: differences[size])
     with pytest.raises(DtkdError, match="the ONNX file differs from the network by nan"):
         export(checkpoint(), tmp_path / "x.onnx", "onnx")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["light.safetensors"]

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -22,6 +23,23 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@pytest.mark.parametrize(
+    ("number", "falls_back"), [(errno.EOPNOTSUPP, True), (errno.EPERM, True), (errno.ENOSPC, False)]
+)
+def test_only_a_file_system_without_links_is_worked_around(tmp_path, monkeypatch, number, falls_back):
+    def link(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    if falls_back:
+        assert files.create_exclusive(tmp_path / "a", b"1") and not files.create_exclusive(tmp_path / "a", b"2")
+        assert (tmp_path / "a").read_bytes() == b"1"
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            files.create_exclusive(tmp_path / "a", b"1")
+        assert os.listdir(tmp_path) == []
 
 
 def test_full_disk_keeps_the_old_file(tmp_path):

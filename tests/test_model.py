@@ -42,11 +42,14 @@ def test_gradients_equal_spandrel(config, path):
     for network, lr in ((model, ours), (reference, theirs)):
         output = network(lr)
         (output * torch.linspace(0, 1, output.numel()).view_as(output)).mean().backward()
-    assert_close(ours.grad, theirs.grad, 1e-4, "gradient of the input")
-    expected = dict(reference.named_parameters())
-    for name, parameter in model.named_parameters():
-        scale = max(1.0, float(expected[name].grad.abs().max()))
-        assert_close(parameter.grad / scale, expected[name].grad / scale, 1e-4, f"gradient of {name}")
+    expected = {name: parameter.grad for name, parameter in reference.named_parameters()} | {"the input": theirs.grad}
+    actual = {name: parameter.grad for name, parameter in model.named_parameters()} | {"the input": ours.grad}
+    for (
+        name,
+        gradient,
+    ) in actual.items():  # of a tensor's largest: a value beside a LeakyReLU's kink may fall either way
+        scale = expected[name].abs().max()
+        assert_close(gradient / scale, expected[name] / scale, 1e-3, f"gradient of {name}")
 
 
 def test_keys_and_their_order_are_the_published_ones():

@@ -113,6 +113,10 @@ def test_bytes_of_a_pair_are_pinned():
     y, x = np.mgrid[:120, :140]
     hr = np.stack([x, y * 2, (x * y) % 256], axis=2).astype(np.uint8)
     pair = cut_pair(hr, None, Tile("a/b.png", 8, 16, 64, 64, "train"), Degradation("real"), seed=0)
+    for context in (4, 8):
+        wide = cut_pair(hr, None, Tile("a/b.png", 8, 16, 64, 64, "train"), Degradation("real"), 0, context)
+        assert wide.key == pair.key and np.array_equal(wide.lr, pair.lr), "a teacher's context changes no LR image"
+        assert np.array_equal(wide.around[context:-context, context:-context], pair.lr)
     assert (pair.key, hashlib.sha256(pair.lr.tobytes()).hexdigest()[:16]) == (
         "3897f470cf21fe2e8e955835",
         "f9f8d79988369f15",

@@ -302,6 +302,11 @@ def test_two_seeds_differ_in_texture_and_agree_in_tone(name):
     assert texture > 2 / 255 and tone < texture / 3
 
 
+def test_the_embedded_teacher_refuses_fp16():
+    with pytest.raises(DtkdError, match="embedded runs in fp32 or bf16"):
+        teachers.load("embedded", dtype="fp16", device="meta")
+
+
 def test_the_embedded_teacher_of_another_degradation_is_warned_of():
     assert teachers.warning("embedded", "real") is None
     assert teachers.warning("embedded-bicubic", "bicubic") is None

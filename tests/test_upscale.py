@@ -230,6 +230,30 @@ def test_inputs_are_safe_and_names_unique(tmp_path):
     assert len(result.written) == 1 and "is the result of" in result.failed[0].reason
 
 
+def test_results_may_go_above_the_pictures(tmp_path):
+    folder = tmp_path / "photos" / "2024"
+    folder.mkdir(parents=True)
+    save_any(folder / "a.png", noise(9, 9, 3))
+    for source in (folder / "a.png", folder):
+        result = upscale([str(source)], tmp_path / "photos", nearest(), UpscaleSettings(overwrite=True))
+        assert [written.target for written in result.written] == [tmp_path / "photos" / "a.png"]
+
+
+def test_a_format_beside_another_name_is_refused(tmp_path):
+    save_any(tmp_path / "a.png", noise(9, 9, 3))
+    with pytest.raises(DtkdError, match=r"b\.jpg is no \.png file"):
+        upscale([str(tmp_path / "a.png")], tmp_path / "b.jpg", nearest(), UpscaleSettings(suffix=".png"))
+
+
+def test_exif_that_jpeg_cannot_hold_is_refused_before_the_work(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "x" * 70_000
+    Image.fromarray(noise(9, 9, 3)).save(tmp_path / "a.png", exif=exif)
+    result = upscale([str(tmp_path / "a.png")], tmp_path / "b.jpg", nearest())
+    assert "JPEG holds 64 KB of EXIF, and this picture has 68" in result.failed[0].reason
+    assert not upscale([str(tmp_path / "a.png")], tmp_path / "b.png", nearest()).failed
+
+
 def test_patterns_and_several_inputs(tmp_path):
     for name in ("x/1.png", "x/y/2.png", "z/3.bmp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -283,6 +307,27 @@ def test_a_network_that_breaks_leaves_nothing_behind(tmp_path):
     result = upscale([str(tmp_path / "in.png")], tmp_path / "out.png", broken)
     assert "values that are not finite" in result.failed[0].reason
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "smaller --tile"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "smaller --tile"),
+        (RuntimeError("sizes do not match\nand more"), "the network failed: sizes do not match"),
+    ],
+)
+def test_a_picture_that_the_network_fails_on_does_not_stop_the_others(tmp_path, error, reason):
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if x.min() == 0:
+            raise error
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    for name, value in (("a", 0), ("b", 9)):
+        save_any(tmp_path / f"{name}.png", np.full((8, 8, 3), value, np.uint8))
+    result = upscale([str(tmp_path)], tmp_path / "out", Network("moody", 2, 8, "cpu", 1000, forward))
+    assert [written.source.name for written in result.written] == ["b.png"]
+    assert [refused.source.name for refused in result.failed] == ["a.png"] and reason in result.failed[0].reason
 
 
 def test_progress_counts_tiles_and_says_how_large_the_result_is(tmp_path):

@@ -5,9 +5,10 @@ import shutil
 import pytest
 from cache_support import NoisyBicubic, make_corpus, records, settings, tars
 
-from pipeline import shards
+from pipeline import pairs, shards
 from pipeline.errors import DtkdError
 from teacher_cache.build import build_cache
+from teacher_cache.plan import Plan
 from teacher_cache.teachers import ImportedTeacher
 from teacher_cache.verify import verify_cache
 
@@ -53,7 +54,7 @@ def test_a_sound_cache_passes_and_the_teacher_agrees(cache):
     assert [event.done for event in events] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("name", ["lr", "gt", "teacher", "json"])
+@pytest.mark.parametrize("name", ["lr", "gt", "teacher", "json", "around"])
 def test_one_flipped_bit_is_found_and_its_sample_named(cache, name):
     key, (offset, size, _) = member(cache, "shard-00000001", name)
     flip(cache / "shard-00000001.tar", offset + size // 2)
@@ -85,6 +86,39 @@ def test_every_kind_of_damage_names_its_shard_and_is_repaired(corpus, sound, cac
     assert verify_cache(cache).ok
     assert tars(cache) == tars(sound)
     assert records(cache) == records(sound)
+
+
+def test_a_sample_that_was_made_wrong_is_made_anew_by_a_repair(corpus, sound, tmp_path, monkeypatch):
+    """Its bytes are those of the records, so that only a look at the pictures tells."""
+    right, cache = pairs.cut_pair, tmp_path / "cache"
+
+    def wrong(hr, lr, tile, *args):
+        pair = right(hr, lr, tile, *args)
+        return pair._replace(around=pair.around[::-1]) if tile.x and tile.y else pair
+
+    monkeypatch.setattr(pairs, "cut_pair", wrong)
+    build_cache(str(corpus), cache, NoisyBicubic(), settings())
+    monkeypatch.undo()
+    result = verify_cache(cache, repair=True)
+    assert {item.reason for item in result.damage} == {"lr is not the inside of around"}
+    build_cache(str(corpus), cache, NoisyBicubic(), settings())
+    assert verify_cache(cache).ok
+    assert tars(cache) == tars(sound)
+
+
+def test_a_copy_without_empty_folders_can_be_repaired(corpus, sound, cache):
+    for name in ("leases", "parts"):
+        shutil.rmtree(cache / name)
+    (cache / "shard-00000001.tar").unlink()
+    assert verify_cache(cache, repair=True).repaired == ("shard-00000001",)
+    build_cache(str(corpus), cache, NoisyBicubic(), settings())
+    assert tars(cache) == tars(sound)
+
+
+def test_an_older_plan_has_no_context(cache):
+    plan = json.loads((cache / "plan.json").read_text())
+    del plan["context"]
+    assert Plan.from_json(plan).context == 0
 
 
 def test_repair_calls_the_teacher_for_the_damaged_micro_batch_only(corpus, sound, cache):
