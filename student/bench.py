@@ -153,7 +153,8 @@ def _run(setup: Setup, task: Task, size: Size, network: nn.Module) -> Callable[[
     batch, height, width = size
     lr = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(setup.device)
     step = _infer if task == "inference" else _train_step
-    forward = torch.compile(network) if setup.compiled else network
+    # Static sizes: for any size, its C++ back end takes over half an hour to compile "light".
+    forward = torch.compile(network, dynamic=False) if setup.compiled else network
     return lambda: step(forward, network, lr, setup.bf16)
 
 
