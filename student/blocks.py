@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student import cpu_blocks
+from student import cpu_blocks, cpu_forward
 from student.windows import attention_mask, is_traced, merge, partition, relative_position_index
 
 
@@ -91,13 +91,13 @@ class SwinBlock(nn.Module):
         if self.training and self.drop_path:
             factors = torch.stack([self._branch_factors(batch, tiles) for _ in range(2)])
             scales = factors.repeat_interleave(rows * columns, 1)
-        attn, shifted = self.attn, self.shift > 0
-        weights = cpu_blocks.BlockWeights(
+        attn = self.attn
+        weights = cpu_forward.BlockWeights(
             self.norm1.weight,
             self.norm1.bias,
             attn.qkv.weight,
             attn.qkv.bias,
-            cpu_blocks.window_bias(attn.relative_position_bias_table, self.window, shifted),
+            attn.relative_position_bias_table,
             attn.proj.weight,
             attn.proj.bias,
             self.norm2.weight,
@@ -107,8 +107,8 @@ class SwinBlock(nn.Module):
             self.mlp.fc2.weight,
             self.mlp.fc2.bias,
         )
-        where = cpu_blocks.grid(batch, rows, columns, shifted)
-        return cpu_blocks.run_block(tiles, weights, where, scales, keep=not checkpointing)
+        layout = cpu_blocks.Layout(self.window, batch, rows, columns, shifted=self.shift > 0)
+        return cpu_blocks.run_block(tiles, weights, layout, scales, keep=not checkpointing)
 
 
 class WindowAttention(nn.Module):

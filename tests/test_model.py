@@ -7,7 +7,7 @@ from swinir_oracle import SMALL, assert_close, oracle, random_image, randomised
 from torch import Tensor
 
 from pipeline.errors import DtkdError
-from student import cpu_blocks
+from student import cpu_blocks, cpu_forward
 from student.model import ModelSettings, SwinIR, SwinIRConfig, build, preset_config, preset_of
 from student.windows import pad_to_multiple
 
@@ -165,7 +165,7 @@ def test_many_chunks_equal_one(monkeypatch):
     model = randomised(SwinIR(SMALL["light"])).train()
     lr = random_image(2, 3, 24, 40)
     expected = gradients(model, lr)
-    monkeypatch.setattr(cpu_blocks, "CHUNK_BYTES", 7 * 4 * 2 * 64 * 64)  # 7 windows, which divides nothing
+    monkeypatch.setattr(cpu_forward, "CHUNK_BYTES", 7 * 4 * 2 * 64 * 64)  # 7 windows, which divides nothing
     for name, gradient in gradients(model, lr).items():
         assert_close(gradient, expected[name], 1e-6, name)
 
@@ -215,6 +215,46 @@ def test_torch_compile_without_graph_breaks():
     with torch.no_grad():
         for size in [(16, 16), (17, 30), (33, 9)]:
             assert_close(compiled(random_image(1, 3, *size)), model(random_image(1, 3, *size)), 1e-5, str(size))
+
+
+def test_compiled_blocks_are_one_operator_each_and_have_the_same_gradients():
+    model = randomised(SwinIR(SMALL["light"])).train()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    gradients = []
+    for forward in (model, compiled):
+        lr = random_image(2, 3, 20, 17).requires_grad_()
+        model.zero_grad()
+        (forward(lr) ** 2).mean().backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()} | {"the input": lr.grad})
+    for name, expected in gradients[0].items():
+        scale = expected.abs().max()
+        assert_close(gradients[1][name] / scale, expected / scale, 1e-4, f"gradient of {name}")
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_the_compiled_operator_keeps_torchs_rules(drop):
+    """Schema, fake results and autograd registration, by torch's own checks."""
+    window, c, heads = 8, 8, 2
+    shapes = [
+        (c,),
+        (c,),
+        (3 * c, c),
+        (3 * c,),
+        (15 * 15, heads),
+        (c, c),
+        (c,),
+        (c,),
+        (c,),
+        (16, c),
+        (16,),
+        (c, 16),
+        (c,),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+    tiles = torch.randn(2 * 2 * 1 * 4, 16 * c, generator=generator).requires_grad_()
+    scales = torch.rand(2, 4, generator=generator) if drop else None
+    torch.library.opcheck(cpu_blocks._operator, (tiles, weights, scales, window, 2, 2, 1, True))
 
 
 def test_wrong_input_is_named():
