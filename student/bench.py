@@ -153,7 +153,7 @@ def _run(setup: Setup, task: Task, size: Size, network: nn.Module) -> Callable[[
     batch, height, width = size
     lr = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(setup.device)
     step = _infer if task == "inference" else _train_step
-    # Static sizes: for any size, its C++ back end takes over half an hour to compile "light".
+    # Static sizes: torch's CPU back end fails on the padded size's strides with dynamic ones (LOG.md, 2026-11-23).
     forward = torch.compile(network, dynamic=False) if setup.compiled else network
     return lambda: step(forward, network, lr, setup.bf16)
 
