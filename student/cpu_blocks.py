@@ -119,7 +119,7 @@ def run_block(tiles: Tensor, weights: BlockWeights, layout: Layout, scales: Tens
         keep: keep activations for the backward pass, rather than compute them again; compiled, they never are.
     """
     if is_traced():
-        return _operator(tiles, list(weights), scales, *layout)
+        return _operator(tiles, list(weights), scales, [*layout[:-1], int(layout.shifted)])
     _keep_working_memory()
     weights, where = _prepared(weights, layout)
     if torch.is_grad_enabled():
@@ -168,62 +168,52 @@ class _Block(torch.autograd.Function):
 # For torch.compile: a block is one operator, because what the compiler would make of its parts is several times slower.
 
 
+def _layout(numbers: Sequence[int]) -> Layout:
+    *size, shifted = numbers
+    return Layout(*size, shifted=bool(shifted))
+
+
 @torch.library.custom_op("dtkd::swin_block", mutates_args=(), device_types="cpu")
-def _operator(
-    tiles: Tensor,
-    weights: Sequence[Tensor],
-    scales: Tensor | None,
-    window: int,
-    batch: int,
-    rows: int,
-    columns: int,
-    shifted: bool,
-) -> Tensor:
+def _operator(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]) -> Tensor:
     _keep_working_memory()
-    prepared, where = _prepared(BlockWeights(*weights), Layout(window, batch, rows, columns, shifted))
+    prepared, where = _prepared(BlockWeights(*weights), _layout(layout))
     return _run(tiles, torch.empty_like(tiles), prepared, where, scales)
 
 
 @torch.library.custom_op("dtkd::swin_block_backward", mutates_args=(), device_types="cpu")
 def _operator_backward(
-    grad: Tensor,
-    tiles: Tensor,
-    weights: Sequence[Tensor],
-    scales: Tensor | None,
-    window: int,
-    batch: int,
-    rows: int,
-    columns: int,
-    shifted: bool,
+    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]
 ) -> list[Tensor]:
     """Gradients of the tiles and of each of the weights."""
-    prepared, where = _prepared(BlockWeights(*weights), Layout(window, batch, rows, columns, shifted))
+    prepared, where = _prepared(BlockWeights(*weights), _layout(layout))
     chunks = forward_chunks(tiles, prepared, where, scales, to_out=False)
     grad_tiles, *grads = backward_chunks(grad.contiguous(), chunks, prepared)
     grads = BlockWeights(*grads)
-    table, (index, _) = torch.zeros_like(BlockWeights(*weights).bias), _tables(window)
+    table, (index, _) = torch.zeros_like(BlockWeights(*weights).bias), _tables(layout[0])
     return [grad_tiles, *grads._replace(bias=table.index_add_(0, index, grads.bias.sum(0).flatten(1).t()))]
 
 
 @_operator.register_fake
-def _(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, *layout: int) -> Tensor:
+def _(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]) -> Tensor:
     return torch.empty_like(tiles)
 
 
 @_operator_backward.register_fake
-def _(grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, *layout: int) -> list[Tensor]:
+def _(
+    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]
+) -> list[Tensor]:
     return [torch.empty_like(x) for x in (tiles, *weights)]
 
 
 def _save(ctx, inputs, output) -> None:
-    tiles, weights, scales, *ctx.layout = inputs
+    tiles, weights, scales, ctx.layout = inputs
     ctx.save_for_backward(tiles, scales, *weights)
 
 
 def _differentiate(ctx, grad):
     tiles, scales, *weights = ctx.saved_tensors
-    grad_tiles, *grads = _operator_backward(grad, tiles, weights, scales, *ctx.layout)
-    return grad_tiles, grads, None, None, None, None, None, None
+    grad_tiles, *grads = _operator_backward(grad, tiles, weights, scales, ctx.layout)
+    return grad_tiles, grads, None, None
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)

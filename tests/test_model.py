@@ -254,7 +254,7 @@ def test_the_compiled_operator_keeps_torchs_rules(drop):
     weights = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
     tiles = torch.randn(2 * 2 * 1 * 4, 16 * c, generator=generator).requires_grad_()
     scales = torch.rand(2, 4, generator=generator) if drop else None
-    found = torch.library.opcheck(cpu_blocks._operator, (tiles, weights, scales, window, 2, 2, 1, True))
+    found = torch.library.opcheck(cpu_blocks._operator, (tiles, weights, scales, [window, 2, 2, 1, 1]))
     assert set(found.values()) == {"SUCCESS"}
 
 
