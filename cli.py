@@ -301,7 +301,7 @@ def train_teacher(
 
     It is of the embedded teacher's kind and takes hours, on a GPU.
     """
-    from pipeline.degrade import Degradation
+    from pipeline.degradation import Degradation
     from teacher_cache.train_teacher import TeacherTraining
     from teacher_cache.train_teacher import train_teacher as train
 

@@ -103,17 +103,18 @@ def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: 
     return Corpus(_name(corpus), tuple(sorted(sources, key=lambda source: source.id)), tuple(skipped))
 
 
-def split(sources: Sequence[Source], hold_out: int, seed: int = 0) -> Split:
-    """Hold `hold_out` photos out of training: those whose ids have the smallest hashes with `seed`.
+def split(sources: Sequence[Source], hold_out: int) -> Split:
+    """Hold `hold_out` photos out of training: those whose ids have the smallest hashes.
 
-    The choice depends on ids alone, so it is the same everywhere, and photos that are added change it little.
+    The choice depends on ids alone, so it is the same for teacher and student, and photos that are added change it
+    little; a smaller `hold_out` takes a part of what a larger one takes.
 
     Raises:
         DtkdError: nothing would be left to train on.
     """
     if not 0 <= hold_out < max(len(sources), 1):
         raise DtkdError(f"hold_out must leave a photo to train on: expected 0..{len(sources) - 1}, got {hold_out}")
-    ranked = sorted((source.id for source in sources), key=lambda name: (_hash(seed, name), name))
+    ranked = sorted((source.id for source in sources), key=lambda name: (_hash(name), name))
     held = set(ranked[:hold_out])
     return Split(tuple(s for s in sources if s.id not in held), tuple(s for s in sources if s.id in held))
 
@@ -231,8 +232,8 @@ def _printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _hash(seed: int, name: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=16).digest()
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(f"0\n{name}".encode(), digest_size=16).digest()
 
 
 def _name(corpus: str | Path) -> str:

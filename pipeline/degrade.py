@@ -1,8 +1,9 @@
 """How a high-resolution (HR) image becomes a low-resolution (LR) one: `bicubic`, or the `real` second-order model.
 
 `real` is the model of Real-ESRGAN (Wang et al., "Training real-world blind super-resolution with pure synthetic data",
-ICCVW 2021): blur, resize, noise and JPEG, twice, then a sinc filter for ringing; the defaults are its published ones.
-The HR image is not sharpened first (Real-ESRGAN's USM option): LR and GT show the same photo.
+ICCVW 2021): blur, resize, noise and JPEG, twice, then a sinc filter for ringing. A share of the images gets the
+`mild` form of it, one such round as in a camera. The HR image is not sharpened first (Real-ESRGAN's USM option): LR and
+GT show the same photo.
 
 Between the steps an image is planes (3, H, W) of float64 levels, 0..255, on the grid of `pipeline.filters`: the result
 depends on the image, the settings and the generator's seed only, not on the machine.
@@ -11,9 +12,8 @@ depends on the image, the settings and the generator's seed only, not on the mac
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import accumulate
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.random import Generator
@@ -21,163 +21,38 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import filters
-from pipeline.errors import DtkdError
-from pipeline.filters import Array, Interpolation, resize_bicubic
+from pipeline.degradation import JPEG_BLOCK, Degradation, Range, RealSettings, RoundSettings, mild
+from pipeline.filters import Array, Interpolation
 
-__all__ = ["Degradation", "RealSettings", "RoundSettings", "SecondRoundSettings", "degrade", "resize_bicubic"]
-
-REVISION = 1
-"""Goes into `Degradation.config`; raised when the same settings and seed give other bytes."""
-
-Range = tuple[float, float]
 T = TypeVar("T")
 
 _INTERPOLATIONS: tuple[Interpolation, ...] = ("area", "bilinear", "bicubic")
 _LUMA = np.array([0.2989, 0.587, 0.114])  # as torchvision's rgb_to_grayscale, which Real-ESRGAN's Poisson noise uses
 
 
-def _check_probability(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise DtkdError(f"{name} must be a probability (0..1), got {value}")
+def degrade_inside(hr: NDArray[np.uint8], margin: int, degradation: Degradation, rng: Generator) -> NDArray[np.uint8]:
+    """LR image of the middle of an HR image: without `margin` LR pixels on every side, which are degraded as well.
 
+    What surrounds a tile decides what filters make of its border, and where JPEG's blocks lie: for `real` up to 7 LR
+    pixels at the top and at the left are drawn to be left out, so that the middle lies at any phase of the blocks, as
+    a crop of a photo does.
 
-def _check_distribution(name: str, values: Sequence[float]) -> None:
-    if min(values) < 0 or not math.isclose(sum(values), 1, abs_tol=1e-6):
-        raise DtkdError(f"{name} must be probabilities that add up to 1, got {tuple(values)} = {sum(values):g}")
+    Args:
+        hr: uint8 RGB (H, W, 3), sides multiples of the scale.
+        margin: LR pixels; at least `degradation.margin / degradation.scale` for a border without artefacts.
+        degradation: `bicubic` or `real`.
+        rng: where all randomness comes from.
 
-
-def _check_range(name: str, value: Range | tuple[int, int], lowest: float, highest: float) -> None:
-    if not lowest <= value[0] <= value[1] <= highest:
-        raise DtkdError(f"{name} must be a range within {lowest:g}..{highest:g}, lower end first, got {tuple(value)}")
-
-
-@dataclass(frozen=True)
-class RoundSettings:
-    """One round of the `real` model: blur, resize, noise, JPEG. Defaults: Real-ESRGAN's first round.
-
-    A pair of numbers is a range that is drawn from uniformly; probabilities of alternatives add up to 1.
+    Raises:
+        ValueError: as `degrade`, or nothing is left inside the margin.
     """
-
-    blur_prob: float = 1.0
-    """Probability that the image is blurred at all."""
-    kernel_side: tuple[int, int] = (7, 21)
-    """Side of the blur kernel in pixels, odd, from a range that includes both ends."""
-    sinc_prob: float = 0.1
-    """Probability that the blur kernel is a sinc instead of one of the following shapes."""
-    kernel_probs: tuple[float, float, float, float, float, float] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    """Of Gaussian, generalised Gaussian and plateau kernels, each first isotropic, then anisotropic."""
-    sigma: Range = (0.2, 3.0)
-    """Standard deviation of a kernel, pixels; an anisotropic kernel draws one for each axis and an angle."""
-    gaussian_beta: Range = (0.5, 4.0)
-    """Exponent of a generalised Gaussian: half of the draws below 1, half above."""
-    plateau_beta: Range = (1.0, 2.0)
-    """Exponent of a plateau kernel: half of the draws below 1, half above."""
-    resize_probs: tuple[float, float, float] = (0.2, 0.7, 0.1)
-    """Of enlarging, shrinking and keeping the size; the interpolation is area, bilinear or bicubic alike."""
-    resize: Range = (0.15, 1.5)
-    """Smallest factor when shrinking and largest when enlarging; the second round's refers to the LR size."""
-    gaussian_prob: float = 0.5
-    """Probability of Gaussian noise; Poisson noise otherwise."""
-    noise_sigma: Range = (1.0, 30.0)
-    """Standard deviation of Gaussian noise, levels of 255."""
-    poisson_scale: Range = (0.05, 3.0)
-    """Strength of Poisson noise; 1 is a photon count equal to the number of levels that the image has."""
-    gray_prob: float = 0.4
-    """Probability that the noise is the same in the three channels."""
-    jpeg_quality: Range = (30.0, 95.0)
-    """Quality of the JPEG compression, 1..95."""
-
-    def __post_init__(self) -> None:
-        """Check every field, so that a wrong setting fails before the first image."""
-        for name in ("blur_prob", "sinc_prob", "gaussian_prob", "gray_prob"):
-            _check_probability(name, getattr(self, name))
-        for name in ("kernel_probs", "resize_probs"):
-            _check_distribution(name, getattr(self, name))
-        _check_range("kernel_side", self.kernel_side, 1, 99)
-        if not all(isinstance(side, int) and side % 2 for side in self.kernel_side):
-            raise DtkdError(f"kernel_side must be two odd whole numbers, got {self.kernel_side}")
-        _check_range("sigma", self.sigma, 0.01, 50)
-        for name, value in (("gaussian_beta", self.gaussian_beta), ("plateau_beta", self.plateau_beta)):
-            _check_range(name, value, 0.05, 20)
-            if not value[0] <= 1 <= value[1]:
-                raise DtkdError(f"{name} must be a range around 1, got {value}")
-        _check_range("resize", self.resize, 0.05, 4)
-        if not self.resize[0] <= 1 <= self.resize[1]:
-            raise DtkdError(f"resize must be a range around 1, got {self.resize}")
-        _check_range("noise_sigma", self.noise_sigma, 0, 255)
-        _check_range("poisson_scale", self.poisson_scale, 0, 100)
-        _check_range("jpeg_quality", self.jpeg_quality, 1, 95)
-
-
-@dataclass(frozen=True)
-class SecondRoundSettings(RoundSettings):
-    """The second round: the same settings with the defaults of Real-ESRGAN's second, milder one."""
-
-    blur_prob: float = 0.8
-    sigma: Range = (0.2, 1.5)
-    resize_probs: tuple[float, float, float] = (0.3, 0.4, 0.3)
-    resize: Range = (0.3, 1.2)
-    noise_sigma: Range = (1.0, 25.0)
-    poisson_scale: Range = (0.05, 2.5)
-
-
-@dataclass(frozen=True)
-class RealSettings:
-    """The `real` model: two rounds and a final sinc filter, with Real-ESRGAN's published defaults."""
-
-    first: RoundSettings = RoundSettings()
-    """The round at the size of the HR image."""
-    second: SecondRoundSettings = SecondRoundSettings()
-    """The round near the size of the LR image."""
-    final_sinc_prob: float = 0.8
-    """Probability of the last sinc filter, at the size of the LR image."""
-    final_kernel_side: tuple[int, int] = (7, 21)
-    """Side of the last sinc kernel in pixels, odd, from a range that includes both ends."""
-    final_cutoff: Range = (math.pi / 3, math.pi)
-    """Cutoff of the last sinc filter, radians a pixel."""
-    jpeg_last_prob: float = 0.5
-    """Probability that the second JPEG compression follows the last resize and sinc filter; else it precedes them."""
-
-    def __post_init__(self) -> None:
-        """Check the fields of the last filter."""
-        for name in ("final_sinc_prob", "jpeg_last_prob"):
-            _check_probability(name, getattr(self, name))
-        _check_range("final_kernel_side", self.final_kernel_side, 1, 99)
-        if not all(isinstance(side, int) and side % 2 for side in self.final_kernel_side):
-            raise DtkdError(f"final_kernel_side must be two odd whole numbers, got {self.final_kernel_side}")
-        _check_range("final_cutoff", self.final_cutoff, 0.1, math.pi)
-
-
-@dataclass(frozen=True)
-class Degradation:
-    """What makes the LR image: `bicubic`, `real`, or nothing because the corpus is `paired`."""
-
-    kind: Literal["bicubic", "real", "paired"] = "real"
-    scale: int = 4
-    """HR pixels to an LR pixel, along a side."""
-    real: RealSettings = RealSettings()
-    """Used by `real` only."""
-
-    def __post_init__(self) -> None:
-        """Check kind and scale."""
-        if self.kind not in ("bicubic", "real", "paired"):
-            raise DtkdError(f"degradation must be bicubic, real or paired, got {self.kind!r}")
-        if not 1 <= self.scale <= 16:
-            raise DtkdError(f"scale must be in 1..16, got {self.scale}")
-
-    @property
-    def margin(self) -> int:
-        """HR pixels around a tile that its LR image depends on: a multiple of `scale`.
-
-        Exact for `bicubic`. `real` takes the 18 LR pixels that Real-ESRGAN cuts off (400 down to 256 HR pixels at x4):
-        enough to keep the image's border, and what filters make of it, out of the tile.
-        """
-        return {"bicubic": 2, "real": 18, "paired": 0}[self.kind] * self.scale
-
-    def config(self) -> dict[str, Any]:
-        """All that the LR image depends on apart from image and seed, for keys and fingerprints (JSON types only)."""
-        settings = {"real": _as_json(asdict(self.real))} if self.kind == "real" else {}
-        return {"kind": self.kind, "scale": self.scale, "revision": REVISION, **settings}
+    scale = degradation.scale
+    h, w = hr.shape[0] // scale - 2 * margin, hr.shape[1] // scale - 2 * margin
+    if h < 1 or w < 1:
+        raise ValueError(f"expected more than {2 * margin * scale} pixels a side, got {hr.shape[1]}x{hr.shape[0]}")
+    y, x = (int(n) for n in rng.integers(JPEG_BLOCK, size=2)) if degradation.kind == "real" else (0, 0)
+    lr = degrade(hr[y * scale :, x * scale :], degradation, rng)
+    return np.ascontiguousarray(lr[margin - y :, margin - x :][:h, :w])
 
 
 def degrade(hr: NDArray[np.uint8], degradation: Degradation, rng: Generator) -> NDArray[np.uint8]:
@@ -199,7 +74,8 @@ def degrade(hr: NDArray[np.uint8], degradation: Degradation, rng: Generator) -> 
     if degradation.kind == "bicubic":
         return filters.resize_bicubic_uint8(hr, h, w)
     planes = np.ascontiguousarray(hr.transpose(2, 0, 1), dtype=np.float64)  # (3, H, W)
-    lr = _degrade_real(planes, h, w, degradation.real, rng)
+    settings = mild(degradation.real) if rng.random() < degradation.mild_share else degradation.real
+    lr = _degrade_real(planes, h, w, settings, rng)
     return np.ascontiguousarray(_to_uint8(lr).transpose(1, 2, 0))
 
 
@@ -310,10 +186,3 @@ def _odd(sides: tuple[int, int], rng: Generator) -> int:
 
 def _around_one(limits: Range, rng: Generator) -> float:
     return rng.uniform(limits[0], 1) if rng.random() < 0.5 else rng.uniform(1, limits[1])
-
-
-def _as_json(value: Any) -> Any:
-    """Tuples to lists, all the way down."""
-    if isinstance(value, dict):
-        return {key: _as_json(item) for key, item in value.items()}
-    return [_as_json(item) for item in value] if isinstance(value, (tuple, list)) else value

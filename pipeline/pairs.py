@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.corpus import Source
-from pipeline.degrade import Degradation, degrade
+from pipeline.degradation import Degradation
+from pipeline.degrade import degrade_inside
 from pipeline.errors import DtkdError
 from pipeline.filters import mirrored
 from pipeline.images import ImageError, load_rgb
@@ -133,8 +134,8 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         rng = np.random.default_rng(sample_seed(seed, key, "degrade"))
         # Of `real` always the same part of the photo: its draws, and so the LR image, must not depend on the context.
         margin = max(degradation.margin // scale, context + 2)
-        around = degrade(_grown(hr, tile, margin * scale, height, width), degradation, rng)
-        around = inside(around, margin - context)
+        grown = _grown(hr, tile, margin * scale, height, width)
+        around = degrade_inside(grown, margin - context, degradation, rng)
     return Pair(key, inside(around, context), gt, around)
 
 

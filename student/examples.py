@@ -14,8 +14,10 @@ import numpy as np
 
 from pipeline import corpus, images, shards
 from pipeline.corpus import Skipped, Source
-from pipeline.degrade import Degradation, degrade, resize_bicubic
+from pipeline.degradation import Degradation
+from pipeline.degrade import degrade
 from pipeline.errors import DtkdError
+from pipeline.filters import resize_bicubic
 from pipeline.schema import Manifest
 from student.metrics import Image
 

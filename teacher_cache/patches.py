@@ -3,7 +3,6 @@
 h w height and width of the LR patch, s scale.
 """
 
-import dataclasses
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,8 +14,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.corpus import Source
-from pipeline.degrade import Degradation, RealSettings, degrade
+from pipeline.degradation import Degradation
+from pipeline.degrade import degrade_inside
 from pipeline.errors import DtkdError
+from pipeline.filters import mirrored
 from pipeline.images import ImageError, load_rgb, to_tensor
 
 _PHOTO_BYTES = 768 * 2**20  # decoded photos kept by one worker
@@ -44,7 +45,7 @@ def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
 
 
 class PatchDataset(Dataset[Patch]):
-    """Random crops of random photos: down-scaled, flipped, transposed, degraded.
+    """Random crops of random photos: down-scaled, flipped, transposed, degraded as stage one degrades its tiles.
 
     Where a photo turns out to be damaged behind its header, another one is drawn in its place, in every process the
     same; reading a patch raises `NoPhotoError` if none is left.
@@ -53,17 +54,12 @@ class PatchDataset(Dataset[Patch]):
         sources: the photos; drawn in proportion to the square root of their area.
         degradation: what makes the LR patch.
         patch: side of the LR patch in pixels.
-        mild_share: share of the patches that get `mild` parameters of a `real` degradation instead.
         seed: with the index, decides everything.
     """
 
-    def __init__(
-        self, sources: Sequence[Source], degradation: Degradation, patch: int, mild_share: float, seed: int
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], degradation: Degradation, patch: int, seed: int) -> None:
         """Take the photos and settings; see the class."""
-        self.sources, self.degradation, self.patch = sources, degradation, patch
-        self.mild_share, self.seed = mild_share, seed
-        self.mild = dataclasses.replace(degradation, real=mild(degradation.real))
+        self.sources, self.degradation, self.patch, self.seed = sources, degradation, patch, seed
         areas = np.array([s.width * s.height for s in sources], dtype=np.float64) ** 0.5
         self.shares = areas / areas.sum()
         self._photos: OrderedDict[str, np.ndarray] = OrderedDict()
@@ -72,10 +68,10 @@ class PatchDataset(Dataset[Patch]):
     def __getitem__(self, index: int) -> Patch:
         """The patch of this index."""
         rng = generator(self.seed, "patch", index)
-        side = self.patch * self.degradation.scale
-        hr = _random_crop(self._draw(rng), side, rng)
-        chosen = self.mild if rng.random() < self.mild_share else self.degradation
-        return Patch(to_tensor(degrade(hr, chosen, rng)), to_tensor(hr))
+        side, margin = self.patch * self.degradation.scale, self.degradation.margin
+        grown = _random_crop(self._draw(rng), side, margin, rng)
+        lr = degrade_inside(grown, margin // self.degradation.scale, self.degradation, rng)
+        return Patch(to_tensor(lr), to_tensor(grown[margin : margin + side, margin : margin + side]))
 
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         """A photo that can be decoded. What was damaged before is drawn and passed over too: memory decides nothing."""
@@ -100,44 +96,25 @@ class PatchDataset(Dataset[Patch]):
         return self._photos[source.id]
 
 
-def _random_crop(photo: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
-    """A (side, side, 3) crop after a random reduction, flip and transposition."""
+def _random_crop(photo: np.ndarray, side: int, margin: int, rng: np.random.Generator) -> np.ndarray:
+    """A crop (side + 2 margin, side + 2 margin, 3) after a random reduction, flip and transposition.
+
+    The crop without its margin lies inside the photo, the margin is mirrored where the photo ends, as stage one's is.
+    """
     height, width = photo.shape[:2]
     smallest = max(side / min(height, width), 0.35)
     factor = float(rng.uniform(smallest, 1)) if smallest < 1 and rng.random() < 0.7 else 1.0
-    span = min(round(side / factor), height, width)
-    y, x = int(rng.integers(height - span + 1)), int(rng.integers(width - span + 1))
-    crop = photo[y : y + span, x : x + span]
-    if span != side:
-        crop = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS))
+    inner = min(round(side / factor), height, width)
+    y, x = int(rng.integers(height - inner + 1)), int(rng.integers(width - inner + 1))
+    around = round(margin * inner / side)
+    rows = mirrored(np.arange(y - around, y + inner + around), height)
+    columns = mirrored(np.arange(x - around, x + inner + around), width)
+    crop = photo[rows[:, None], columns]
+    whole = side + 2 * margin
+    if crop.shape[0] != whole:
+        crop = np.asarray(Image.fromarray(crop).resize((whole, whole), Image.Resampling.LANCZOS))
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     if rng.random() < 0.5:
         crop = crop.transpose(1, 0, 2)
     return np.ascontiguousarray(crop)
-
-
-def mild(real: RealSettings) -> RealSettings:
-    """The camera's share of the `real` model: one blur, one reduction, little noise, light JPEG.
-
-    Real LR photos (RealSR, DRealSR) are nearer to this than to two full rounds; a teacher that saw only those would
-    smooth them.
-    """
-    first = dataclasses.replace(
-        real.first,
-        sigma=(real.first.sigma[0], 2.4),
-        resize_probs=(0.0, 0.0, 1.0),
-        noise_sigma=(0.0, 4.0),
-        poisson_scale=(0.0, 0.2),
-        jpeg_quality=(85.0, 95.0),
-    )
-    second = dataclasses.replace(
-        real.second,
-        blur_prob=0.1,
-        sigma=(0.2, 0.8),
-        resize_probs=(0.0, 0.0, 1.0),
-        noise_sigma=(0.0, 3.0),
-        poisson_scale=(0.0, 0.15),
-        jpeg_quality=(75.0, 95.0),
-    )
-    return dataclasses.replace(real, first=first, second=second, final_sinc_prob=0.1)

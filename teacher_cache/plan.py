@@ -17,7 +17,7 @@ from typing import Any
 from pipeline import corpus as corpora
 from pipeline import pairs
 from pipeline.corpus import Corpus, Skipped, Source
-from pipeline.degrade import Degradation
+from pipeline.degradation import Degradation
 from pipeline.errors import DtkdError
 from pipeline.files import create_exclusive, read_json, sample_file
 from pipeline.pairs import Tile
@@ -188,7 +188,7 @@ def make_plan(
         settings = dataclasses.replace(settings, context=0)
     sources = _limited(corpus.sources, settings.limit)
     identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
-    halves = corpora.split(sources, settings.hold_out, settings.seed)
+    halves = corpora.split(sources, settings.hold_out)
     degradation = settings.degradation
     plan = Plan(
         corpus=corpus.name,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline import images, pairs
 from pipeline.corpus import Source
-from pipeline.degrade import Degradation
+from pipeline.degradation import Degradation
 from pipeline.errors import DtkdError
 from pipeline.pairs import Tile
 from pipeline.schema import AROUND, SampleError, canonical_json, sample_seed

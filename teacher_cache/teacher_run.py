@@ -26,7 +26,8 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from pipeline.corpus import Source
-from pipeline.degrade import Degradation, degrade
+from pipeline.degradation import Degradation
+from pipeline.degrade import degrade
 from pipeline.errors import DtkdError
 from pipeline.fidelity import psnr_y
 from pipeline.files import atomic_write_bytes, atomic_write_json, ensure_dir, fsync_dir, read_json
@@ -73,8 +74,6 @@ class TeacherTraining:
     """Default number of network evaluations that the teacher refines with."""
     temperature: float = 1.0
     """Standard deviation of its initial noise: less than 1 trades texture for cleanness."""
-    mild_share: float = 0.6
-    """Share of `real` patches with one mild round of degradation, as a camera's (see `patches.mild`)."""
     bf16: bool = True
     """Compute in bf16 where the hardware does so natively; weights and loss are fp32 always."""
     hold_out: int = 4
@@ -91,7 +90,7 @@ class TeacherTraining:
         for name in ("steps", "batch_size", "patch", "layers", "save_every", "sampling_steps"):
             if getattr(self, name) < 1:
                 raise DtkdError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("predictor_share", "decay", "ema", "whitening", "mild_share"):
+        for name in ("predictor_share", "decay", "ema", "whitening"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DtkdError(f"{name} must be within 0..1, got {getattr(self, name)}")
         if not self.channels or any(c < 8 or c % 8 for c in self.channels):

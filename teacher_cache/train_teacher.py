@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline import corpus as corpora
-from pipeline.degrade import Degradation
+from pipeline.degradation import Degradation
 from pipeline.device import fast_bf16, keep_freed_memory
 from pipeline.errors import DtkdError
 from pipeline.progress import OnProgress, ProgressEvent
@@ -94,7 +94,7 @@ def train_teacher(
         keep_freed_memory()
     photos = corpora.scan(corpus, min_side=settings.patch * degradation.scale)
     split = _split(photos.sources, settings.hold_out)
-    data = PatchDataset(split.train, degradation, settings.patch, settings.mild_share, settings.seed)
+    data = PatchDataset(split.train, degradation, settings.patch, settings.seed)
     with ExitStack() as stack:
         with accelerator.main_process_first():
             if accelerator.is_main_process:

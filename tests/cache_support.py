@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline import images, schema, shards
-from pipeline.degrade import Degradation
+from pipeline.degradation import Degradation
 from pipeline.errors import DtkdError
 from pipeline.progress import ProgressEvent
 from teacher_cache.build import BuildSettings, build_cache

@@ -11,7 +11,8 @@ from cache_support import SETTINGS, NoisyBicubic, make_corpus, records, samples,
 from PIL import Image
 
 from pipeline import images, pairs, schema, shards
-from pipeline.degrade import Degradation, degrade
+from pipeline.degradation import Degradation
+from pipeline.degrade import degrade
 from pipeline.errors import DtkdError
 from teacher_cache import writer
 from teacher_cache.build import BuildSettings, build_cache, prepare, process_shard

@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 from pipeline import config
-from pipeline.degrade import Degradation, RealSettings, RoundSettings
+from pipeline.degradation import Degradation, RealSettings, RoundSettings
 from pipeline.errors import DtkdError
 from teacher_cache.plan import BuildSettings
 

@@ -212,7 +212,6 @@ def test_split_is_stable():
     shuffled = split(sources(50)[::-1], 5)
     assert {s.id for s in shuffled.val} == {s.id for s in both.val}
     assert list(shuffled.val) == list(both.val)[::-1]
-    assert {s.id for s in split(sources(50), 5, seed=1).val} != {s.id for s in both.val}
     assert [s.id for s in split(sources(50), 3).val] == [s.id for s in both.val if s in split(sources(50), 3).val]
     assert [s.id for s in both.val] == ["015.png", "018.png", "029.png", "041.png", "045.png"]  # on every machine
 

@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from skimage import data as photos
 from torch.utils.data import DataLoader
 
+from pipeline import pairs
 from pipeline.corpus import scan, split
-from pipeline.degrade import Degradation
+from pipeline.degradation import Degradation, RealSettings, RoundSettings, SecondRoundSettings
 from pipeline.errors import DtkdError
+from pipeline.images import load_rgb, to_image
 from teacher_cache import teacher_run, teachers
 from teacher_cache import train_teacher as module
-from teacher_cache.patches import NoPhotoError, PatchDataset, mild
+from teacher_cache.patches import NoPhotoError, PatchDataset
 from teacher_cache.train_teacher import TeacherTraining, learning_rate, train_teacher
 
 TINY = TeacherTraining(
@@ -200,10 +202,10 @@ def test_corpora_that_no_run_can_have(corpus, tmp_path):
 
 def test_patches_are_functions_of_seed_and_index(corpus):
     sources = scan(corpus).sources
-    one, two = (PatchDataset(sources, REAL, 8, 0.5, 3) for _ in range(2))
+    one, two = (PatchDataset(sources, REAL, 8, 3) for _ in range(2))
     assert torch.equal(one[5].lr, (two[0], two[5])[1].lr)
     assert not torch.equal(one[5].hr, one[6].hr)
-    assert not torch.equal(one[5].hr, PatchDataset(sources, REAL, 8, 0.5, 4)[5].hr)
+    assert not torch.equal(one[5].hr, PatchDataset(sources, REAL, 8, 4)[5].hr)
     assert one[5].lr.shape == (3, 8, 8)
     assert one[5].hr.shape == (3, 32, 32)
 
@@ -212,12 +214,32 @@ def test_mild_patches_are_nearer_to_the_photo(corpus):
     sources = scan(corpus).sources
 
     def distance(share):
-        data = PatchDataset(sources, REAL, 16, share, 0)
+        data = PatchDataset(sources, dataclasses.replace(REAL, mild_share=share), 16, 0)
         pairs = [data[i] for i in range(24)]
         return np.mean([(torch.nn.functional.avg_pool2d(hr, 4) - lr).abs().mean().item() for lr, hr in pairs])
 
     assert distance(1.0) < 0.6 * distance(0.0)
-    assert mild(REAL.real).first.noise_sigma[1] < REAL.real.first.noise_sigma[1]
+
+
+def test_jpeg_blocks_lie_at_any_phase_as_in_stage_one(corpus):
+    quiet = {"blur_prob": 0.0, "resize_probs": (0.0, 0.0, 1.0), "noise_sigma": (0.0, 0.0), "gaussian_prob": 1.0}
+    blocks = RealSettings(
+        RoundSettings(**quiet, jpeg_quality=(95, 95)),
+        SecondRoundSettings(**quiet, jpeg_quality=(4, 4)),
+        final_sinc_prob=0.0,
+    )
+    degradation = dataclasses.replace(REAL, real=blocks, mild_share=0.0)
+    source = scan(corpus).sources[0]
+    hr, data = load_rgb(source.path), PatchDataset([source], degradation, 32, 0)
+    tile = pairs.Tile(source.id, 0, 0, 128, 128, "train")
+
+    def phase(lr: np.ndarray) -> int:
+        steps = np.abs(np.diff(lr.astype(float).mean(2), axis=1)).mean(0)  # (31,)
+        return int(np.argmax([steps[start::8].mean() for start in range(8)]))
+
+    patches = {phase(to_image(data[index].lr)) for index in range(80)}
+    tiles = {phase(pairs.cut_pair(hr, None, tile, degradation, seed).lr) for seed in range(80)}
+    assert patches == tiles == set(range(8))
 
 
 def test_learning_rate_rises_stays_and_falls():
@@ -243,7 +265,7 @@ def own_corpus(corpus, tmp_path):
 def test_a_damaged_photo_is_replaced_by_another_draw(own_corpus, workers):
     sources = scan(own_corpus).sources
     break_body(sources[0].path)
-    data = PatchDataset(sources, REAL, 8, 0.5, 3)
+    data = PatchDataset(sources, REAL, 8, 3)
     order = range(8) if workers else reversed(range(8))
     alone = {index: data[index] for index in order}
     for index, patch in enumerate(DataLoader(Items(data), batch_size=None, num_workers=workers)):
