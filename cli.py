@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from pipeline import config, progress
-from pipeline.errors import DtkdError
+from pipeline import config
+from pipeline.system import progress
+from pipeline.system.errors import DtkdError
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _T = TypeVar("_T")
@@ -130,11 +131,12 @@ def teacher_cache(
         "retry_errors": retry_errors or None,
         "wait": None if wait else "false",
     }
-    from teacher_cache.plan import BuildSettings
+    from teacher_cache.building.plan import BuildSettings
 
     build_settings = _settings(BuildSettings, config_file, settings, given)
-    from pipeline.device import choose
-    from teacher_cache import build, teachers
+    from pipeline.system.device import choose
+    from teacher_cache import teachers
+    from teacher_cache.building import build
 
     name = _home(teacher)
     made_for = build_settings.degradation.scale
@@ -173,7 +175,7 @@ def verify(
 
     Every byte is compared with its records; exit code 1 if anything is wrong.
     """
-    from teacher_cache.verify import verify_cache
+    from teacher_cache.building.verify import verify_cache
 
     cache = cache.expanduser()
     loaded = _teacher_of(cache, teacher, device) if recompute else None
@@ -210,7 +212,7 @@ def train_student(
     as_json: _Json = False,
 ) -> None:
     """Stage two: train a student from a teacher cache."""
-    from student.train import RunSettings, train
+    from student.training.loop import RunSettings, train
 
     run_settings = _settings(RunSettings, config_file, settings, {})
     run = run.expanduser()
@@ -260,9 +262,9 @@ def evaluate(
     The data is a folder of images or a cache, whose held-out photos are taken. An image that cannot be used is named,
     and the others are measured; exit code 1 then.
     """
-    from student.evaluate import EvaluationSettings
-    from student.evaluate import evaluate as run_evaluation
-    from student.scores_text import score_lines
+    from student.evaluation.evaluate import EvaluationSettings
+    from student.evaluation.evaluate import evaluate as run_evaluation
+    from student.evaluation.scores_text import score_lines
 
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     try:
@@ -302,8 +304,8 @@ def train_teacher(
     It is of the embedded teacher's kind and takes hours, on a GPU.
     """
     from pipeline.degradation import Degradation
-    from teacher_cache.train_teacher import TeacherTraining
-    from teacher_cache.train_teacher import train_teacher as train
+    from teacher_cache.training.loop import TeacherTraining
+    from teacher_cache.training.loop import train_teacher as train
 
     training = _settings(TeacherTraining, config_file, settings, {})
     with progress.report("train-teacher", quiet=_quiet(as_json)) as on_progress:
@@ -338,8 +340,8 @@ def report(
     Bicubic, a GT-only student, the DTKD student, the teacher and the ground truth on a cache's held-out photos, with
     figures, pictures, curves and times, in one HTML file. Exit code 1 where a photo could not be measured.
     """
-    from student.report import write_report
-    from student.scores_text import score_lines
+    from student.evaluation.scores_text import score_lines
+    from student.report.write import write_report
 
     folder = gt_only.expanduser() if gt_only else None
     with progress.report("report", quiet=_quiet(as_json)) as on_progress:
@@ -399,9 +401,9 @@ def upscale(
     Alpha, 16 bits, EXIF and colour profile are kept. A picture that fails is named, and the others are done; exit code
     1 then. PNG and TIFF results are written as they come, so that even a large one needs little memory.
     """
-    from student.network import load_network
-    from student.upscale import UpscaleSettings
-    from student.upscale import upscale as run_upscale
+    from student.networks import load_network
+    from student.upscaling.upscale import UpscaleSettings
+    from student.upscaling.upscale import upscale as run_upscale
 
     if tile != "auto" and not tile.isdecimal():
         raise _UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
@@ -486,7 +488,7 @@ def bench(
     The student takes turns with spandrel's SwinIR of the same weights, where that is installed. The teacher takes the
     first tiles of a corpus through stage one, part by part.
     """
-    from pipeline.device import choose
+    from pipeline.system.device import choose
 
     chosen = choose(device)
     about: dict[str, Any] = {"bench": what, "rounds": rounds, "device": chosen, "threads": threads}
@@ -499,7 +501,7 @@ def bench(
         about |= _plain(setup)
     else:
         from teacher_cache import bench as stage_one
-        from teacher_cache.plan import BuildSettings
+        from teacher_cache.building.plan import BuildSettings
         from teacher_cache.teachers import load
 
         loaded = load(_home(teacher), steps=steps, device=chosen)
@@ -523,10 +525,10 @@ def _settings(cls: type[_T], file: Path | None, overrides: Sequence[str] | None,
 
 def _teacher_of(cache: Path, name: str | None, device: str) -> Any:
     """The teacher that a cache was made with, or the one that is named, with the cache's scale, steps and precision."""
-    from pipeline.device import choose
+    from pipeline.system.device import choose
     from teacher_cache import teachers
-    from teacher_cache.plan import load_plan
-    from teacher_cache.verify import refuse_imported
+    from teacher_cache.building.plan import load_plan
+    from teacher_cache.building.verify import refuse_imported
 
     plan = load_plan(cache)
     refuse_imported(plan)

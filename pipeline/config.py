@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pipeline.errors import DtkdError
+from pipeline.system.errors import DtkdError
 
 T = TypeVar("T")
 

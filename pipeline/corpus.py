@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.errors import DtkdError
 from pipeline.images import SUFFIXES, ImageError, probe
+from pipeline.system.errors import DtkdError
 
 SAMPLE = (
     "astronaut.png",

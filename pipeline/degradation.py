@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pipeline.errors import DtkdError
+from pipeline.system.errors import DtkdError
 
 REVISION = 2
 """Goes into `Degradation.config`; raised when the same settings and seed give other bytes."""

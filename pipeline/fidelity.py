@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
-from pipeline.errors import DtkdError
+from pipeline.system.errors import DtkdError
 
 Image = npt.NDArray[np.uint8]
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
-from pipeline.errors import DtkdError
+from pipeline.system.errors import DtkdError
 
 SCHEMA = 1
 MEMBERS = ("lr", "gt", "teacher")

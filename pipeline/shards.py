@@ -13,9 +13,9 @@ import os
 import zlib
 from pathlib import Path
 
-from pipeline.errors import DtkdError
-from pipeline.files import read_json
 from pipeline.schema import Manifest, Member, check_schema
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import read_json
 
 
 class DamagedShardError(DtkdError):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.errors import DtkdError
+from pipeline.system.errors import DtkdError
 
 
 class Pyramid(NamedTuple):

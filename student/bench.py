@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline import torchvision_guard
-from pipeline.device import cpu_threads
-from pipeline.errors import DtkdError
+from pipeline.system import torchvision_guard
+from pipeline.system.device import cpu_threads
+from pipeline.system.errors import DtkdError
 from student.model import build
-from student.swinir import SwinIR
+from student.model.swinir import SwinIR
 
 Task = Literal["inference", "training"]
 Size = tuple[int, int, int]

@@ -2,7 +2,8 @@
 
     RUN/checkpoints/step-00001000/   model.safetensors ema.safetensors optimizer.safetensors state.json
 
-`pipeline.runs` makes the folder appear whole. `load` reads the weights of any student, ours or an official SwinIR.
+`pipeline.training.run_folder` makes the folder appear whole. `load` reads the weights of any student, ours or an
+official SwinIR.
 """
 
 import dataclasses
@@ -14,14 +15,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes, atomic_write_json, read_json
-from pipeline.runs import newest_checkpoint as newest
-from pipeline.runs import write_checkpoint
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import atomic_write_bytes, atomic_write_json, read_json
+from pipeline.training.run_folder import newest_checkpoint as newest
+from pipeline.training.run_folder import write_checkpoint
 from student.loss import GroupWeights
-from student.swinir import SwinIR
-from student.weights_io import load_student as load
-from student.weights_io import save_student as save
+from student.model.swinir import SwinIR
+from student.model.weight_files import load_student as load
+from student.model.weight_files import save_student as save
 
 __all__ = ["TrainState", "Training", "load", "newest", "read_state", "restore", "save", "save_training"]
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_bytes, ensure_dir
-from student.network import find_checkpoint
-from student.swinir import SwinIR
-from student.weights_io import load_student, read_metadata, save_student
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import atomic_write_bytes, ensure_dir
+from student.model.swinir import SwinIR
+from student.model.weight_files import load_student, read_metadata, save_student
+from student.networks import find_checkpoint
 
 Format = Literal["safetensors", "onnx", "huggingface"]
 OPSET = 17

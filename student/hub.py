@@ -9,10 +9,10 @@ from typing import Any
 
 from huggingface_hub import ModelHubMixin, constants, hf_hub_download
 
-from pipeline.errors import DtkdError
-from pipeline.files import atomic_write_json
-from student.swinir import SwinIR, SwinIRConfig
-from student.weights_io import load_student, read_metadata, save_student
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import atomic_write_json
+from student.model.swinir import SwinIR, SwinIRConfig
+from student.model.weight_files import load_student, read_metadata, save_student
 
 _CARD = """---
 {{ card_data }}

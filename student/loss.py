@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import DtkdError
-from pipeline.files import read_json
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import read_json
 from pipeline.wavelet import check_wavelet, decompose
 
 GROUPS = ("low", "mid", "high")

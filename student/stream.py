@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.errors import DtkdError
 from pipeline.images import decode_webp
 from pipeline.schema import MEMBERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
+from pipeline.system.errors import DtkdError
 
 Image = npt.NDArray[np.uint8]
 OPEN_TARS = 32  # file descriptors that a process keeps open

@@ -3,6 +3,6 @@
 Importing any part of it makes torchvision importable first, without which diffusers is not (see the guard).
 """
 
-from pipeline import torchvision_guard
+from pipeline.system import torchvision_guard
 
 torchvision_guard.apply()

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pipeline.device import cpu_threads
-from pipeline.errors import DtkdError
 from pipeline.schema import SampleError
-from teacher_cache.build import prepare
-from teacher_cache.plan import BuildSettings, PlannedSample
-from teacher_cache.samples import Cut, Image, SampleMaker, restore
+from pipeline.system.device import cpu_threads
+from pipeline.system.errors import DtkdError
+from teacher_cache.building.build import prepare
+from teacher_cache.building.plan import BuildSettings, PlannedSample
+from teacher_cache.building.samples import Cut, Image, SampleMaker, restore
 from teacher_cache.teachers import DiffusersTeacher, ImportedTeacher
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from pipeline import images, schema, shards
 from pipeline.degradation import Degradation
-from pipeline.errors import DtkdError
-from pipeline.progress import ProgressEvent
-from teacher_cache.build import BuildSettings, build_cache
+from pipeline.system.errors import DtkdError
+from pipeline.system.progress import ProgressEvent
+from teacher_cache.building.build import BuildSettings, build_cache
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 SETTINGS = {"tile": 64, "samples_per_shard": 5, "micro_batch": 2, "hold_out": 1}

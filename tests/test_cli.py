@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline import images
-from pipeline.errors import DtkdError
 from pipeline.shards import load_manifest
-from teacher_cache.build import build_cache, prepare
+from pipeline.system.errors import DtkdError
+from teacher_cache.building.build import build_cache, prepare
 from teacher_cache.teachers import ImportedTeacher
 
 COMMANDS = (
@@ -97,10 +97,11 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         raise ReachedError
 
     places = (
-        "teacher_cache.teachers.load", "teacher_cache.verify.verify_cache", "student.train.train",
-        "student.evaluate.evaluate", "teacher_cache.train_teacher.train_teacher", "student.report.write_report",
-        "teacher_cache.plan.load_plan", "student.upscale.upscale", "student.export.export",
-        "student.bench.bench_student", "student.network.load_network",
+        "teacher_cache.teachers.load", "teacher_cache.building.verify.verify_cache", "student.training.loop.train",
+        "student.evaluation.evaluate.evaluate", "teacher_cache.training.loop.train_teacher",
+        "student.report.write.write_report",
+        "teacher_cache.building.plan.load_plan", "student.upscaling.upscale.upscale", "student.export.export",
+        "student.bench.bench_student", "student.networks.load_network",
     )  # fmt: skip
     for place in places:  # all before the first is replaced: who imports it later would keep the replacement
         importlib.import_module(place.rpartition(".")[0])
@@ -315,7 +316,7 @@ def test_what_may_happen_to_anyone_is_one_line(monkeypatch, cache, error, line):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("student.evaluate.evaluate", fail)
+    monkeypatch.setattr("student.evaluation.evaluate.evaluate", fail)
     assert refused("evaluate", "bicubic", "--data", cache) == line
 
 
@@ -323,7 +324,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, cache):
     def fail(*args, **kwargs):
         raise ValueError("ours")
 
-    monkeypatch.setattr("student.evaluate.evaluate", fail)
+    monkeypatch.setattr("student.evaluation.evaluate.evaluate", fail)
     with pytest.raises(ValueError, match="ours"):
         dtkd("evaluate", "bicubic", "--data", cache)
 

@@ -9,8 +9,8 @@ from zlib import crc32
 import numpy as np
 from PIL import Image
 
-from pipeline.files import atomic_write_json, sha256_file
 from pipeline.schema import SCHEMA, Manifest, Member, Sample, SampleError, ShardRecord, sample_key, shard_name
+from pipeline.system.files import atomic_write_json, sha256_file
 
 
 def write_cache(cache: Path, *, shards=(3, 4, 2), val=1, tile=64, scale=4, failed=0, seed=0) -> Path:

@@ -1,0 +1,1 @@
+"""The machine below: files, devices, signals, progress, errors."""

@@ -1,0 +1,73 @@
+"""Which device a process computes on, and what it is good at."""
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipeline.system.errors import DtkdError
+
+
+def choose(name: str = "auto") -> str:
+    """Torch device for `name`; `auto` is this process's GPU where there is one (by LOCAL_RANK), else `cpu`.
+
+    Raises:
+        DtkdError: torch knows no such device, or it is not on this machine.
+    """
+    import torch
+
+    if name == "auto":
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this kind
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DtkdError(f"the device {name!r} cannot be used here ({reason}): take auto, cpu or cuda:0") from error
+    return name
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether `device` multiplies bf16 matrices natively, so that autocast to it pays."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Threads of torch's CPU operators within the block; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory gave out, of the machine or of a GPU, whatever type the library chose for that."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    )
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep memory that is freed, for the process's next large block; other C libraries are left alone.
+
+    By default it gives large blocks back to the kernel, and a network's forward pass or training step on a CPU spends
+    up to two thirds of its time in page faults (measured: LOG.md, 2026-11-23).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold, most = -1, -3, 2**31 - 1
+        mallopt(trim_threshold, most)
+        if not mallopt(mmap_threshold, most):  # older versions take 32 MB at most
+            mallopt(mmap_threshold, 32 << 20)

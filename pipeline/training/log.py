@@ -1,0 +1,65 @@
+"""What a training run tells about itself: log.jsonl (one JSON object a line) and the same numbers for TensorBoard.
+
+{"step": 50, "total": ..., "l1": ..., "fg": ..., "low": ..., "mid": ..., "high": ..., "lambda": ..., "lr": ...,
+ "grad_norm": ..., "skipped": ..., "seconds": ...}     means over the steps since the last such line
+{"step": 500, "val_psnr_y": ...}                       of the averaged weights on held-out samples, dB
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.system.files import atomic_write_bytes
+
+CURVES = {
+    "total": "loss/total",
+    "l1": "loss/l1",
+    "fg": "loss/fg",
+    "low": "group/low",
+    "mid": "group/mid",
+    "high": "group/high",
+    "lambda": "schedule/lambda",
+    "lr": "schedule/lr",
+    "grad_norm": "train/grad_norm",
+    "val_psnr_y": "val/psnr_y",
+}
+"""Name in log.jsonl -> name in TensorBoard, where that is not train/NAME."""
+
+
+class RunLog:
+    """Appends to both logs of a run, after taking back what a killed process wrote past `step`."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        """Open the logs to go on after `step` finished steps."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / "log.jsonl"
+        atomic_write_bytes(path, "".join(json.dumps(line) + "\n" for line in read_log(run, step)).encode())
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "RunLog":
+        """Nothing to do: the files are open."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close both logs."""
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Log one line."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(CURVES.get(name, f"train/{name}"), value, step)
+
+
+def read_log(run: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """Lines of a run's log up to `last_step`; empty without a log. A torn last line is left out."""
+    try:
+        text = (run / "log.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    lines = [json.loads(line) for line in text.split("\n")[:-1] if line]
+    return [line for line in lines if last_step is None or line["step"] <= last_step]

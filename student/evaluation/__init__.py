@@ -1,0 +1,1 @@
+"""Measuring students: metrics, data, scores."""

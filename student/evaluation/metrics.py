@@ -1,0 +1,188 @@
+"""Image quality metrics: two fidelity measures of our own, and pyiqa's for everything perceptual.
+
+`psnr_y` and `ssim_y` follow the super-resolution literature: 8-bit images, BT.601 studio-range luma, a border of
+`crop_border` pixels left out; `teacher_psnr_y` is psnr_y toward the teacher's output instead of the ground truth. All
+other names are pyiqa's, with its settings pinned here; `Metric.settings` says them, and results carry them. Perceptual
+metrics always look at the whole image.
+
+Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
+"""
+
+import contextlib
+import difflib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline import images
+from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
+from pipeline.system import torchvision_guard
+from pipeline.system.errors import DtkdError
+from student.evaluation import offline
+
+Image = npt.NDArray[np.uint8]
+Setting = str | int | float | bool
+Reference = Literal["gt", "teacher"]
+
+OURS = ("psnr_y", "ssim_y", "teacher_psnr_y")
+DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
+WEIGHTS_HOST = "https://huggingface.co"  # where pyiqa's learned metrics fetch their weights
+
+# pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
+_YCBCR: dict[str, Setting] = {"color_space": "ycbcr"}
+_YCBCR_LUMA: dict[str, Setting] = {"test_y_channel": True, "color_space": "ycbcr"}
+PINNED: dict[str, dict[str, Setting]] = {
+    "psnry": _YCBCR_LUMA,
+    "ssim": _YCBCR_LUMA,
+    "ms_ssim": _YCBCR_LUMA,
+    "niqe": _YCBCR_LUMA,
+    "nrqm": _YCBCR_LUMA,
+    "pi": _YCBCR,
+    "entropy": _YCBCR,
+}
+# They compare sets of images, read captions or return several numbers: no figure for one image.
+_NOT_PER_IMAGE = ("clipscore", "fgresq_pair", "fid", "fid_dinov2", "inception_score", "sfid")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that is ready to be measured.
+
+    Attributes:
+        name: `psnr_y`, `ssim_y`, `teacher_psnr_y`, or pyiqa's name.
+        reference: what it compares with; None for a no-reference metric.
+        lower_is_better: the direction of better.
+        settings: everything that decides its figures, for the record.
+        measure: (sr, reference or None, crop_border) -> figure.
+    """
+
+    name: str
+    reference: Reference | None
+    lower_is_better: bool
+    settings: dict[str, Setting]
+    measure: Callable[[Image, Image | None, int], float]
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A metric that cannot run here, why, and what would change that."""
+
+    name: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The metrics that can run, in the order asked for, and the ones that cannot."""
+
+    metrics: tuple[Metric, ...]
+    unavailable: tuple[Unavailable, ...]
+
+
+def load(names: Sequence[str], device: str = "cpu") -> Loaded:
+    """Make metrics ready by name; the ones that cannot run here are told apart within seconds.
+
+    Args:
+        names: `psnr_y`, `ssim_y`, `teacher_psnr_y`, and any pyiqa name that measures one image.
+        device: where pyiqa's networks run.
+
+    Raises:
+        DtkdError: if a name is unknown; it names the nearest known one.
+    """
+    ready: list[Metric] = []
+    missing: list[Unavailable] = []
+    for name in dict.fromkeys(names):
+        metric = _ours(name) or _pyiqa(name, device)
+        if isinstance(metric, Metric):
+            ready.append(metric)
+        else:
+            missing.append(metric)
+    return Loaded(tuple(ready), tuple(missing))
+
+
+def _ours(name: str) -> Metric | None:
+    if name not in OURS:
+        return None
+    function = ssim_y if name == "ssim_y" else psnr_y
+
+    def measure(sr: Image, reference: Image | None, crop_border: int) -> float:
+        assert reference is not None
+        return function(sr, reference, crop_border)
+
+    settings: dict[str, Setting] = {"source": "dtkd", "luma": "BT.601 studio range of 8-bit RGB"}
+    if name == "ssim_y":
+        settings |= {"window": 2 * SSIM_RADIUS + 1, "sigma": SSIM_SIGMA}
+    return Metric(name, "teacher" if name == "teacher_psnr_y" else "gt", False, settings, measure)
+
+
+def _pyiqa(name: str, device: str) -> Metric | Unavailable:
+    torchvision_guard.apply()
+    try:
+        import pyiqa
+        from pyiqa.default_model_configs import DEFAULT_CONFIGS
+    except ImportError as error:
+        return Unavailable(name, f"pyiqa cannot be imported ({error})", "pip install 'dtkd[metrics]'")
+    known = [n for n in DEFAULT_CONFIGS if n not in _NOT_PER_IMAGE]
+    if name not in known:
+        near = difflib.get_close_matches(name, [*OURS, *known], n=1, cutoff=0)[0]
+        raise DtkdError(f"unknown metric {name!r}: the nearest known one is {near!r}")
+
+    create: Callable[..., Any] = pyiqa.create_metric
+    pins = PINNED.get(name, {})
+    net = _without_or_with_network(lambda: create(name, device=torch.device(device), **pins), name)
+    if isinstance(net, Unavailable):
+        return net
+    settings: dict[str, Setting] = {"source": f"pyiqa {pyiqa.__version__}", **_flat(DEFAULT_CONFIGS[name]), **pins}
+    reference: Reference | None = "gt" if net.metric_mode == "FR" else None
+    return Metric(name, reference, bool(net.lower_better), settings, _measure_with(net, device))
+
+
+def _measure_with(net: Any, device: str) -> Callable[[Image, Image | None, int], float]:
+    full_reference = net.metric_mode == "FR"
+
+    def measure(sr: Image, reference: Image | None, crop_border: int) -> float:
+        pair = (sr, reference) if full_reference else (sr,)
+        batch = [images.to_tensor(x)[None].to(device) for x in pair if x is not None]
+        return float(net(*batch))
+
+    return measure
+
+
+def _without_or_with_network(create: Callable[[], Any], name: str) -> Any | Unavailable:
+    """What `create` makes from the files of this machine; else, where the weights' host answers, with the network."""
+    try:
+        with offline.no_network():
+            return _silent(create)
+    except Exception as error:  # pyiqa and the libraries below it raise many kinds; `reason` keeps what was said
+        reason = _first_line(error)
+    remedy = f"run once with network access to {WEIGHTS_HOST}, or copy pyiqa's weights to the torch hub cache"
+    if not offline.reachable(WEIGHTS_HOST):
+        return Unavailable(name, f"its weights are not on this machine and {WEIGHTS_HOST} does not answer", remedy)
+    try:
+        with offline.patience(20):
+            return _silent(create)
+    except Exception as error:  # as above: one metric that fails must not take the others with it
+        return Unavailable(name, f"{_first_line(error)} (without network: {reason})", remedy)
+
+
+def _silent(create: Callable[[], Any]) -> Any:
+    """Run `create` without pyiqa's remarks on standard output, which belongs to our results."""
+    logging.getLogger("pyiqa").setLevel(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return create()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Setting]:
+    return {k: v for k, v in config["metric_opts"].items() if isinstance(v, str | int | float | bool)}

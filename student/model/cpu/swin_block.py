@@ -1,0 +1,219 @@
+"""SwinIR's blocks on a CPU: chunks of windows go through attention and MLP, forward and backward, while in cache.
+
+B batch, H W height and width in tokens, C channels, w window side, N = w * w tokens of a window, n windows of a chunk,
+h heads, d = C / h channels of a head, M hidden channels of the MLP, K kinds of window.
+
+Three things make this several times faster than whole-image operators, at the same results (measured: LOG.md,
+2026-11-23):
+
+* Features are kept as quarter windows ("tiles" of w/2 x w/2 tokens). Plain and shifted windows are both made of four
+  whole tiles, so that shifting, cutting and putting back are one gather and one scatter of long rows.
+* Queries, keys and values are computed channels first, (n, C, N) = (n * h, d, N): heads are split and joined without a
+  copy, and all products are in the orientation that the matrix library does fastest for small d.
+* Forward and backward run chunk by chunk, so that what one step writes the next one finds in cache. The backward pass
+  takes products of the forward pass or, with `keep=False`, computes everything again from the block's input.
+"""
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from student.model.cpu.backward import backward_chunks
+from student.model.cpu.forward import BlockWeights, Grid, forward_chunks, scatter
+from student.model.windows import attention_mask, is_traced, relative_position_index
+
+
+class Layout(NamedTuple):
+    """How features are cut into windows."""
+
+    window: int
+    batch: int
+    rows: int
+    """Of windows, as `columns`."""
+    columns: int
+    shifted: bool
+
+
+def applies_to(x: Tensor) -> bool:
+    """Whether this path is right for features `x`: float32 on a CPU, without autocast, run eagerly or compiled.
+
+    Exported programs and ONNX files consist of standard operators alone.
+    """
+    eager = not is_traced() or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
+    return eager and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+@cache
+def _keep_working_memory() -> None:
+    """Have glibc keep a chunk's freed memory for the next one.
+
+    It returns what is more than twice the largest block freed so far, up to 32 MB each. Page faults would then take as
+    long as the operators. Freeing one large block, which was never touched, is what it learns from (see mallopt(3)).
+    """
+    torch.empty(31 << 20, dtype=torch.uint8, device="cpu")
+
+
+def to_tiles(x: Tensor, window: int) -> Tensor:
+    """Copy (B, H, W, C) to tiles (B * H * W / (w/2)^2, (w/2)^2 * C), row by row."""
+    b, h, w, c = x.shape
+    side = window // 2
+    tiles = x.reshape(b, h // side, side, w // side, side, c).transpose(2, 3)
+    return tiles.clone(memory_format=torch.contiguous_format).view(-1, side * side * c)
+
+
+def from_tiles(tiles: Tensor, window: int, size: torch.Size) -> Tensor:
+    """Inverse of `to_tiles`; `size` is (B, H, W, C)."""
+    b, h, w, c = size
+    side = window // 2
+    return tiles.view(b, h // side, w // side, side, side, c).transpose(2, 3).reshape(size)
+
+
+@lru_cache(maxsize=16)
+def grid(batch: int, rows: int, columns: int, shifted: bool) -> Grid:
+    """Windows of `batch` images of rows x columns windows; shifted ones start one tile further and wrap around."""
+    with torch.inference_mode(False):
+        tile = torch.arange(batch * rows * columns * 4, device="cpu").view(batch, 2 * rows, 2 * columns)
+        kind = torch.zeros(batch, rows, columns, dtype=torch.long, device="cpu")
+        if shifted:
+            tile = tile.roll((-1, -1), (1, 2))
+            kind[:, -1] += 2
+            kind[:, :, -1] += 1
+        tile = tile.view(batch, rows, 2, columns, 2).transpose(2, 3)
+        return Grid(tile.reshape(-1, 4), kind.flatten())
+
+
+@lru_cache(maxsize=4)
+def _tables(window: int) -> tuple[Tensor, Tensor]:
+    """Relative position index (N * N) with tokens in the order of tiles, and mask of each kind of window (4, 1, N, N).
+
+    The kinds are: inside, at the right border, at the lower border, in the corner.
+    """
+    with torch.inference_mode(False), torch.device("cpu"):
+        half = window // 2
+        order = torch.arange(window * window).view(2, half, 2, half).transpose(1, 2).flatten()
+        # Ten times the published -100, whose exponential is a denormal number, slow to compute with: now it is 0.
+        masks = 10 * attention_mask(2 * window, 2 * window, window, half)
+        index = relative_position_index(window)
+        return index[order][:, order].flatten(), masks[:, order][:, :, order].unsqueeze(1)
+
+
+def window_bias(table: Tensor, window: int, shifted: bool) -> Tensor:
+    """What is added to attention logits in each kind of window: (1 or 4, h, N, N)."""
+    index, masks = _tables(window)
+    tokens = window * window
+    bias = table.t().index_select(1, index).view(1, -1, tokens, tokens)
+    return bias + masks if shifted else bias
+
+
+def run_block(tiles: Tensor, weights: BlockWeights, layout: Layout, scales: Tensor | None, keep: bool) -> Tensor:
+    """One block.
+
+    Args:
+        tiles: features as `to_tiles` gives them; without autograd they are overwritten with the result.
+        weights: parameters.
+        layout: the windows, plain or shifted.
+        scales: None, or factors of the attention and the MLP branch of each window, (2, B * nW) (stochastic depth).
+        keep: keep activations for the backward pass, rather than compute them again; compiled, they never are.
+    """
+    if is_traced():
+        return _operator(tiles, list(weights), scales, [*layout[:-1], int(layout.shifted)])
+    _keep_working_memory()
+    weights, where = _prepared(weights, layout)
+    if torch.is_grad_enabled():
+        return _Block.apply(tiles, *weights, where.tiles, where.kind, scales, keep)
+    return _run(tiles, tiles, weights, where, scales)
+
+
+def _prepared(weights: BlockWeights, layout: Layout) -> tuple[BlockWeights, Grid]:
+    """Weights with the bias of each kind of window, and the windows."""
+    window, *size, shifted = layout
+    return weights._replace(bias=window_bias(weights.bias, window, shifted)), grid(*size, shifted)
+
+
+def _run(tiles: Tensor, out: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None) -> Tensor:
+    """Without autograd, into `out`, which may be the tiles themselves."""
+    for chunk, activations in forward_chunks(tiles, weights, where, scales):
+        scatter(out, chunk, activations.out)
+    return out
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tiles, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
+        *inputs, keep = inputs
+        ctx.save_for_backward(tiles, *inputs)
+        kept, out = [], torch.empty_like(tiles)
+        for chunk, activations in forward_chunks(tiles, BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]):
+            scatter(out, chunk, activations.out)
+            if keep:
+                kept.append((chunk, activations._replace(out=None)))
+        ctx.kept = kept
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        tiles, *inputs = ctx.saved_tensors
+        weights = BlockWeights(*inputs[:13])
+        chunks = ctx.kept or forward_chunks(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
+        grads = backward_chunks(grad, chunks, weights)
+        ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
+        wanted = ctx.needs_input_grad[:14]
+        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None, None
+
+
+# For torch.compile: a block is one operator, because what the compiler would make of its parts is several times slower.
+
+
+def _layout(numbers: Sequence[int]) -> Layout:
+    *size, shifted = numbers
+    return Layout(*size, shifted=bool(shifted))
+
+
+@torch.library.custom_op("dtkd::swin_block", mutates_args=(), device_types="cpu")
+def _operator(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]) -> Tensor:
+    _keep_working_memory()
+    prepared, where = _prepared(BlockWeights(*weights), _layout(layout))
+    return _run(tiles, torch.empty_like(tiles), prepared, where, scales)
+
+
+@torch.library.custom_op("dtkd::swin_block_backward", mutates_args=(), device_types="cpu")
+def _operator_backward(
+    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]
+) -> list[Tensor]:
+    """Gradients of the tiles and of each of the weights."""
+    prepared, where = _prepared(BlockWeights(*weights), _layout(layout))
+    chunks = forward_chunks(tiles, prepared, where, scales, to_out=False)
+    grad_tiles, *grads = backward_chunks(grad.contiguous(), chunks, prepared)
+    grads = BlockWeights(*grads)
+    table, (index, _) = torch.zeros_like(BlockWeights(*weights).bias), _tables(layout[0])
+    return [grad_tiles, *grads._replace(bias=table.index_add_(0, index, grads.bias.sum(0).flatten(1).t()))]
+
+
+@_operator.register_fake
+def _(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]) -> Tensor:
+    return torch.empty_like(tiles)
+
+
+@_operator_backward.register_fake
+def _(
+    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]
+) -> list[Tensor]:
+    return [torch.empty_like(x) for x in (tiles, *weights)]
+
+
+def _save(ctx, inputs, output) -> None:
+    tiles, weights, scales, ctx.layout = inputs
+    ctx.save_for_backward(tiles, scales, *weights)
+
+
+def _differentiate(ctx, grad):
+    tiles, scales, *weights = ctx.saved_tensors
+    grad_tiles, *grads = _operator_backward(grad, tiles, weights, scales, ctx.layout)
+    return grad_tiles, grads, None, None
+
+
+_operator.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,80 @@
+"""The report of a pair of runs: one HTML file without any external part, for people.
+
+It evaluates bicubic, the GT-only student of the same budget, the DTKD student and the teacher on the cache's held-out
+photos, and shows figures, pictures, training curves, times, and how everything was made.
+"""
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import shards
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import atomic_write_bytes, ensure_dir
+from pipeline.system.progress import OnProgress
+from student.evaluation import metrics
+from student.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
+from student.evaluation.metrics import Image
+from student.report.curves import read_curves
+from student.report.page import BICUBIC, DTKD, GT_ONLY, TEACHER, TRUTH, Report, ReportRun, render
+
+__all__ = ["Report", "write_report"]
+
+METRICS = (*metrics.DEFAULT_METRICS, "teacher_psnr_y")
+PHOTOS = 8  # shown as pictures; the figures are over all held-out photos
+
+
+def write_report(
+    cache: Path,
+    dtkd: Path,
+    out: Path,
+    *,
+    gt_only: Path | None = None,
+    device: str = "auto",
+    on_progress: OnProgress | None = None,
+) -> Report:
+    """Evaluate the runs on the held-out photos of `cache` and write the report.
+
+    Args:
+        cache: a complete teacher cache.
+        dtkd: run folder of the distilled student.
+        out: the HTML file to write.
+        gt_only: run folder of the student that saw the ground truth only.
+        device: torch device, or `auto`.
+        on_progress: called after every photo.
+
+    Raises:
+        DtkdError: a run or the cache cannot be used, or `out` cannot be written.
+    """
+    ensure_dir(out.parent)
+    labelled = [(GT_ONLY, gt_only)] if gt_only else []
+    runs = [_read_run(label, folder) for label, folder in [*labelled, (DTKD, dtkd)]]
+    shown: dict[str, dict[str, Image]] = {}  # image id -> candidate -> picture
+
+    def keep(candidate: str, image_id: str, image: Image) -> None:
+        if image_id in shown or len(shown) < PHOTOS:
+            shown.setdefault(image_id, {})[candidate] = image
+
+    settings = EvaluationSettings(metrics=METRICS, device=device)
+    found = evaluate([run.folder for run in runs], cache, settings, on_image=keep, on_progress=on_progress)
+    labels = _labels(found, runs)
+    seconds = {labels[c.name]: c.seconds for c in found.candidates}
+    report = Report(out, found, labels, seconds[TEACHER], seconds[DTKD])
+    atomic_write_bytes(out, render(report, runs, shards.load_manifest(cache), shown).encode())
+    return report
+
+
+def _read_run(label: str, folder: Path) -> ReportRun:
+    if not folder.is_dir():
+        raise DtkdError(f"{folder} is no run folder: train it with dtkd train-student")
+    try:
+        settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise DtkdError(f"{folder}/config.toml cannot be read ({error}): name the folder of a training run") from error
+    return ReportRun(label, folder, settings, read_curves(folder, label))
+
+
+def _labels(found: Evaluation, runs: Sequence[ReportRun]) -> dict[str, str]:
+    students = iter(run.label for run in runs)
+    fixed = {"baseline": BICUBIC, "teacher": TEACHER, "gt": TRUTH}
+    return {c.name: fixed.get(c.role) or next(students) for c in found.candidates}

@@ -1,0 +1,92 @@
+"""Settings of a training run: one TOML section for each component."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipeline.system.errors import DtkdError
+from student.loss import LossSettings
+from student.model import ModelSettings
+from student.stream import DataSettings
+
+FREE_KEYS = ("data.workers", "train.device", "train.keep", "train.log_every", "train.save_every", "train.val_every")
+"""Settings that may change when a run goes on, because its weights do not depend on them."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The optimisation; TOML section [train]."""
+
+    steps: int = 20_000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Patches a step, over all processes together."""
+    patch: int = 48
+    """Side of an LR patch, LR pixels."""
+    lr: float = 2e-4
+    """Highest learning rate (AdamW, betas .9 and .99)."""
+    lr_schedule: Literal["cosine", "multistep"] = "cosine"
+    """Cosine to lr_floor * lr, or halved at each of lr_milestones."""
+    lr_warmup: int = 100
+    """Steps over which the learning rate rises."""
+    lr_floor: float = 0.01
+    """Last learning rate of the cosine, as a fraction of lr."""
+    lr_milestones: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
+    """Fractions of the run at which multistep halves the learning rate."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Highest gradient norm; larger gradients are scaled down. 0 leaves them."""
+    ema: float = 0.999
+    """Decay a step of the moving average of the weights, which is what is validated and exported; warms up from .1."""
+    seed: int = 0
+    """Of the initial weights, the order of the samples, crops, flips and drop path."""
+    init: str = ""
+    """Weights to start from: a student's or official SwinIR file, or shipped; empty starts from random ones."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is bf16 on GPUs that compute in it natively, else fp32. Weights and loss are fp32 always."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto takes an accelerator where there is one."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    val_every: int = 1000
+    """Steps between validations on the held-out samples of the cache."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept, newest first."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        for name in ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("lr_warmup", "lr_floor", "weight_decay", "clip", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.lr <= 0:
+            raise DtkdError(f"train.lr must be positive, got {self.lr}")
+        if not 0 <= self.ema < 1:
+            raise DtkdError(f"train.ema must be at least 0 and below 1, got {self.ema}")
+        if not all(0 < fraction < 1 for fraction in self.lr_milestones):
+            raise DtkdError(f"train.lr_milestones are fractions of the run between 0 and 1, got {self.lr_milestones}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All settings of a run; `pipeline.config.load(RunSettings, toml, overrides)` makes them."""
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    loss: LossSettings = field(default_factory=LossSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+
+    def __post_init__(self) -> None:
+        """Check what concerns two sections."""
+        side, step = self.train.patch * self.model.scale, 2**self.loss.levels
+        if self.loss.wavelet == "haar" and side % step:
+            raise DtkdError(
+                f"train.patch * model.scale must be a multiple of {step} for {self.loss.levels} Haar levels, got {side}"
+            )
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise DtkdError(f"train.{name} must be at least {least}, got {value}")

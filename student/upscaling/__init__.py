@@ -1,0 +1,1 @@
+"""Upscaling people's pictures: tiles, reading, writing."""

@@ -1,0 +1,1 @@
+"""Making a cache, the only writer of shards: plan, crops, samples, commit, verification."""

@@ -1,0 +1,114 @@
+"""Counting while a cache is made: progress for people, and whether too much fails to go on."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.schema import Sample, ShardRecord
+from pipeline.system.errors import DtkdError
+from pipeline.system.progress import OnProgress, ProgressEvent
+from teacher_cache.building.plan import Plan
+
+FAILURES = 20
+"""Failures that a result lists."""
+_SETTLED = 50  # samples after which a share of failures means something
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why samples of a photo failed."""
+
+    source: str  # id of the photo
+    stage: str
+    message: str
+    samples: int  # that failed for this reason
+
+
+class Tally:
+    """What is done by all processes, as far as this one has seen."""
+
+    def __init__(self, plan: Plan, max_failure_fraction: float, on_progress: OnProgress | None) -> None:
+        """Start with nothing seen."""
+        self._plan, self._allowed, self._on_progress = plan, max_failure_fraction, on_progress
+        self._current: Sequence[Sample] = ()
+        self._processed, self._errors = 0, 0  # of finished shards
+        self._example: Sample | None = None
+        self.records: dict[str, ShardRecord] = {}
+        self.computed = 0  # samples of shards that this process finished
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is done."""
+        return len(self.records) == len(self._plan.shards)
+
+    @property
+    def errors(self) -> int:
+        """Failed samples, the shard in work included."""
+        return self._errors + sum(sample.status == "error" for sample in self._current)
+
+    @property
+    def processed(self) -> int:
+        """Samples with an outcome, the shard in work included."""
+        return self._processed + len(self._current)
+
+    def samples_done(self, samples: Sequence[Sample]) -> None:
+        """Take in the samples so far of the shard in work.
+
+        Raises:
+            DtkdError: too many samples have failed.
+        """
+        self._current = samples
+        self.report()
+        self.check()
+
+    def shard_left(self, record: ShardRecord | None) -> None:
+        """Take in a finished shard, or that the one in work was lost to another process (None)."""
+        if record is not None:
+            self.records[record.name] = record
+            self._processed += len(record.samples)
+            self._errors += len(record.errors)
+            self._example = self._example or next(iter(record.errors), None)
+            self.computed += len(self._current)
+        self._current = ()
+        if record is not None:
+            self.report()
+
+    def report(self, note: str = "") -> None:
+        """Tell the caller's progress callback."""
+        if self._on_progress:
+            failed = f"{self.errors} failed" if self.errors else ""
+            text = ", ".join(part for part in (failed, note) if part)
+            self._on_progress(ProgressEvent(self.processed, self._plan.planned, "tiles", text))
+
+    def check(self) -> None:
+        """Stop the run when more than the allowed share fails: of all seen, or of the first 50 while they are few."""
+        errors, processed = self.errors, self.processed
+        if errors > self._allowed * max(processed, min(self._plan.planned, _SETTLED)):
+            raise DtkdError(
+                f"{errors} of {processed} samples failed, more than max_failure_fraction {self._allowed:g} allows; "
+                f"for example {self._describe()}; damaged photos: remove or repair them and take a new cache folder, "
+                "or go on without them with --set max_failure_fraction=FRACTION; another cause: mend it and run again "
+                "with --retry-errors"
+            )
+
+    def _describe(self) -> str:
+        sample = self._example or next(sample for sample in self._current if sample.error)
+        assert sample.error is not None
+        source = _sources(self._plan)[sample.key]
+        return f"{source}: {sample.error.stage}: {sample.error.type}: {sample.error.message}"
+
+
+def failures(plan: Plan, records: Iterable[ShardRecord]) -> tuple[Failure, ...]:
+    """The failed samples of finished shards, those of one photo with one reason together; sorted by photo."""
+    found: dict[tuple[str, str, str], int] = {}
+    sources = _sources(plan)
+    for record in records:
+        for sample in record.errors:
+            assert sample.error is not None
+            reason = (sources[sample.key], sample.error.stage, sample.error.message or sample.error.type)
+            found[reason] = found.get(reason, 0) + 1
+    return tuple(Failure(*reason, count) for reason, count in sorted(found.items()))
+
+
+def _sources(plan: Plan) -> dict[str, str]:
+    """Photo of every sample, by key."""
+    return {sample.key: sample.tile.source for shard in plan.shards for sample in shard.samples}

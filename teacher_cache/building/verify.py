@@ -1,0 +1,268 @@
+"""Checking a finished cache: every byte against its record, every record against the plan, samples against the teacher.
+
+Damage is a finding, not an exception: the result says which shard, and what is wrong. `repair` puts the damaged shards
+back to "not done"; running stage one again then makes them anew, from the undamaged samples and the teacher.
+"""
+
+import dataclasses
+import json
+import random
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import images
+from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
+from pipeline.shards import read_member, shard_path
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import ensure_dir, read_json, sha256_file
+from pipeline.system.progress import OnProgress, ProgressEvent
+from teacher_cache.building import crops
+from teacher_cache.building.lease import acquire
+from teacher_cache.building.manifest import FOLDERS, merge
+from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
+from teacher_cache.building.samples import Image, restore
+from teacher_cache.building.writer import SUFFIX, read_record, reopen
+from teacher_cache.teachers import ImportedTeacher, Teacher
+
+TOLERANCE = 1
+"""Largest difference in 8-bit levels that a recomputed sample may show: another machine rounds floats differently."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong."""
+
+    shard: str  # name, or "manifest"
+    reason: str
+    key: str | None = None  # of the sample, where it is one sample's
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """One sample that the teacher made again."""
+
+    key: str
+    max_difference: int  # 8-bit levels
+    mean_difference: float  # 8-bit levels
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What `verify_cache` found."""
+
+    cache: Path
+    shards: int  # planned
+    samples: int  # read and found sound
+    errors: int  # planned samples that stage one recorded as failed
+    damage: tuple[Damage, ...]
+    recomputed: tuple[Recomputed, ...]
+    repaired: tuple[str, ...]  # shards put back to "not done" (or "manifest", removed)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing damaged, and every recomputed sample within `TOLERANCE`."""
+        return not self.damage and all(item.max_difference <= TOLERANCE for item in self.recomputed)
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in one line."""
+        if self.repaired:
+            return (
+                f"{len(self.repaired)} shards were set back: run the same `dtkd teacher-cache` again to make them anew"
+            )
+        if self.damage:
+            names = _list(sorted({item.shard for item in self.damage}))
+            return f"damaged: {names}; `dtkd verify {self.cache} --repair`, then the same `dtkd teacher-cache` again"
+        if not self.ok:
+            return "the teacher makes other pictures than the cached ones: other hardware, drivers or library versions?"
+        return "sound"
+
+
+def verify_cache(
+    cache: str | Path,
+    *,
+    recompute: int = 0,
+    teacher: Teacher | None = None,
+    repair: bool = False,
+    on_progress: OnProgress | None = None,
+) -> VerifyResult:
+    """Check every shard of a cache completely.
+
+    Args:
+        cache: folder of the cache; the corpus is not needed.
+        recompute: number of samples, chosen by the cache's seed, to make again with `teacher` from what it saw.
+        teacher: the teacher that made the cache, where `recompute` is above 0.
+        repair: put damaged shards back to "not done", for stage one to make again from their undamaged samples and,
+            for the others, with the teacher.
+        on_progress: called after every shard.
+
+    Raises:
+        DtkdError: no cache, another schema, a damaged plan, or another teacher than the cache's.
+    """
+    cache = Path(cache)
+    plan = load_plan(cache)
+    _check_teacher(plan, recompute, teacher)
+    damage: list[Damage] = []
+    records: list[ShardRecord] = []
+    damaged: set[str] = set()
+    samples = 0
+    for number, shard in enumerate(plan.shards):
+        record, found = _check_shard(cache, plan, shard)
+        damage += found
+        if found:
+            damaged.add(shard.name)
+        if record is not None:
+            records.append(record)
+            samples += len(record.ok) - len({item.key for item in found if item.key})
+        if on_progress:
+            on_progress(ProgressEvent(number + 1, len(plan.shards), "shards", f"{len(damage)} damaged" * bool(damage)))
+    if not damage:
+        damage += _check_manifest(cache, merge(plan, tuple(records)))
+    recomputed = tuple(_recompute(cache, plan, records, damage, recompute, teacher)) if teacher and recompute else ()
+    repaired = tuple(_repair(cache, plan, damaged, damage)) if repair and damage else ()
+    errors = sum(len(record.errors) for record in records)
+    return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), recomputed, repaired)
+
+
+def refuse_imported(plan: Plan) -> None:
+    """Check that a model made the cache's pictures.
+
+    Raises:
+        DtkdError: they were imported.
+    """
+    if plan.teacher_title.startswith("import:"):
+        raise DtkdError(
+            f"the pictures of this cache were imported ({plan.teacher_title}) and cannot be recomputed: leave out "
+            "--recompute"
+        )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
+    if recompute:
+        refuse_imported(plan)
+    if recompute and teacher is None:
+        raise DtkdError(f"recomputing {recompute} samples needs the teacher that made the cache: {plan.teacher}")
+    if isinstance(teacher, ImportedTeacher):
+        raise DtkdError("imported pictures cannot be recomputed: there is no model")
+    if teacher and recompute:
+        changes = difference(plan.fingerprint.get("teacher"), json.loads(json.dumps(teacher.fingerprint())), "teacher")
+        if changes:
+            raise DtkdError(f"this is not the teacher that made the cache ({'; '.join(changes)})")
+
+
+def _check_shard(cache: Path, plan: Plan, shard: PlannedShard) -> tuple[ShardRecord | None, list[Damage]]:
+    """The record, where it is sound, and all that is wrong with the shard."""
+    try:
+        record = read_record(cache, shard, plan.fingerprint_digest)
+    except DtkdError as error:
+        return None, [Damage(shard.name, str(error))]
+    if record is None:
+        return None, [Damage(shard.name, "not done; run the same `dtkd teacher-cache` again")]
+    path = shard_path(cache, shard.name)
+    found = []
+    if (sha256 := sha256_file(path)) != record.sha256:
+        found.append(Damage(shard.name, f"SHA-256 is {sha256[:12]}..., expected {record.sha256[:12]}..."))
+    found += _check_layout(path, record)
+    for planned, sample in zip(shard.samples, record.samples, strict=True):
+        if sample.status == "ok":
+            try:
+                _check_sample(path, plan, planned, sample)
+            except (DtkdError, OSError, ValueError) as error:
+                found.append(Damage(shard.name, str(error), sample.key))
+    return record, found
+
+
+def _check_layout(path: Path, record: ShardRecord) -> Iterator[Damage]:
+    """A tar reader without an index must see the same members, in the same places, and no others."""
+    places = ((f"{s.key}.{SUFFIX[name]}", at) for s in record.ok for name, at in s.members.items())
+    expected = sorted((at.offset, at.size, name) for name, at in places)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            seen = [(item.offset_data, item.size, item.name) for item in tar]
+    except tarfile.TarError as error:
+        yield Damage(record.name, f"no readable tar: {error}")
+        return
+    if seen != expected:
+        yield Damage(record.name, f"holds {len(seen)} members, expected {len(expected)} in their recorded places")
+
+
+def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample) -> None:
+    """CRC, decodability, sizes, and the description of one sample."""
+    tile, scale = planned.tile, plan.scale
+    pictures = {name: _picture(path, sample, name) for name in (*MEMBERS, AROUND) if name in sample.members}
+    height, width, more = tile.height // scale, tile.width // scale, 2 * plan.context
+    expected = {"lr": (height, width, 3)} | dict.fromkeys(("gt", "teacher"), (tile.height, tile.width, 3))
+    if plan.context:
+        expected[AROUND] = (height + more, width + more, 3)
+    shapes = {name: image.shape for name, image in pictures.items()}
+    if shapes != expected:
+        raise DtkdError(f"the pictures have shapes {shapes}, expected {expected}")
+    if plan.context and not np.array_equal(crops.inside(pictures[AROUND], plan.context), pictures["lr"]):
+        raise DtkdError("lr is not the inside of around")
+    description = json.loads(read_member(path, sample.members["json"]))
+    wanted = dataclasses.asdict(tile) | {"key": planned.key, "seed": plan.seed, "drift": sample.drift}
+    description = description if isinstance(description, dict) else {}
+    wrong = [name for name, value in wanted.items() if description.get(name) != value]
+    if wrong:
+        raise DtkdError(f"the json member differs from plan and record in {', '.join(wrong)}")
+
+
+def _check_manifest(cache: Path, expected: Manifest) -> Iterator[Damage]:
+    try:
+        if Manifest.from_json(read_json(cache / "manifest.json")) == expected:
+            return
+        reason = "is not what the done records say"
+    except FileNotFoundError:
+        reason = "is missing"
+    except DtkdError as error:
+        reason = str(error)
+    yield Damage("manifest", f"manifest.json {reason}; run the same `dtkd teacher-cache` again")
+
+
+def _recompute(
+    cache: Path, plan: Plan, records: list[ShardRecord], damage: list[Damage], count: int, teacher: Teacher
+) -> Iterator[Recomputed]:
+    """Make `count` undamaged samples again, in batches of the shape that made them."""
+    shards = {shard.name: shard for shard in plan.shards}
+    bad = {item.key for item in damage}
+    sound = [(record, sample) for record in records for sample in record.ok if sample.key not in bad]
+    for record, sample in random.Random(plan.seed).sample(sound, min(count, len(sound))):
+        path = shard_path(cache, record.name)
+        seen = _picture(path, sample, AROUND if plan.context else "lr")
+        seed = sample_seed(plan.seed, sample.key, "teacher")
+        again = restore(teacher, [seen], [seed], plan.batch(shards[record.name]), plan.context)[0]
+        yield _compare(sample.key, _picture(path, sample, "teacher"), again)
+
+
+def _picture(path: Path, sample: Sample, name: str) -> Image:
+    return images.decode_webp(read_member(path, sample.members[name]))
+
+
+def _compare(key: str, cached: Image, again: Image | SampleError) -> Recomputed:
+    if isinstance(again, SampleError):
+        raise DtkdError(f"{key}: the teacher failed: {again.type}: {again.message}")
+    gap = np.abs(cached.astype(np.int16) - again)
+    return Recomputed(key, int(gap.max()), round(float(gap.mean()), 4))
+
+
+def _repair(cache: Path, plan: Plan, names: set[str], damage: Sequence[Damage]) -> Iterator[str]:
+    bad = {item.key for item in damage if item.key}
+    for name in FOLDERS:  # copying a cache may leave empty folders out
+        ensure_dir(cache / name)
+    if not names:  # only the manifest
+        (cache / "manifest.json").unlink(missing_ok=True)
+        yield "manifest"
+    for shard in plan.shards:
+        lease = acquire(cache / "leases", shard.name) if shard.name in names else None
+        if lease is not None:  # None: sound, or somebody is making it right now
+            with lease:
+                reopen(cache, shard, plan.fingerprint_digest, without=bad)
+            yield shard.name

@@ -1,0 +1,1 @@
+"""Training an embedded-class teacher on photos."""

@@ -1,0 +1,46 @@
+"""What the module says about devices and memory of this machine."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.system.device import choose, keep_freed_memory
+from pipeline.system.errors import DtkdError
+
+FAULTS = """
+import resource, sys, torch
+from pipeline.system.device import keep_freed_memory
+if sys.argv[1] == "keep": keep_freed_memory()
+for i in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(64 * 2**20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_a_device_that_is_not_there():
+    assert choose("cpu") == "cpu"
+    with pytest.raises(DtkdError, match="take auto, cpu or cuda:0"):
+        choose("abacus")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_used_again_without_page_faults():
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("keep", "return")
+    }
+    assert faults["keep"] < 100 < faults["return"]
+
+
+def test_other_systems_are_left_alone(monkeypatch):
+    opened = []
+    monkeypatch.setattr("ctypes.CDLL", lambda name: opened.append(name) or object())
+    monkeypatch.setattr(sys, "platform", "darwin")
+    keep_freed_memory()
+    assert opened == []
+    monkeypatch.setattr(sys, "platform", "linux")
+    keep_freed_memory()  # a C library without mallopt
+    assert opened == [None]

@@ -1,0 +1,171 @@
+import re
+from base64 import b64decode
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from cache_support import NoisyBicubic, make_corpus, settings
+
+from pipeline import config, images
+from pipeline.system.errors import DtkdError
+from student.report import curves
+from student.report.page import DTKD, GT_ONLY, busiest_square
+from student.report.write import write_report
+from student.stream import open_cache
+from student.training.loop import RunSettings, train
+from teacher_cache.building.build import build_cache
+
+BUDGET = [
+    "model.preset=tiny", "train.steps=6", "train.batch_size=1", "train.patch=8", "train.log_every=1",
+    "train.val_every=3", "train.device=cpu", "data.workers=0", "loss.schedule=constant",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A cache with two held-out photos, a GT-only and a DTKD run, and their report."""
+    folder = tmp_path_factory.mktemp("report")
+    corpus = make_corpus(folder / "photos <with> & odd name")
+    build_cache(str(corpus), folder / "cache", NoisyBicubic(), settings(hold_out=2))
+    train(folder / "cache", folder / "gt", config.load(RunSettings, None, [*BUDGET, "loss.lambda_max=0"]))
+    train(folder / "cache", folder / "dtkd", config.load(RunSettings, None, BUDGET))
+    return write_report(folder / "cache", folder / "dtkd", folder / "out" / "report.html", gt_only=folder / "gt")
+
+
+@pytest.fixture(scope="module")
+def page(made):
+    return made.path.read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes; complains about elements that are not closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "use", "path", "rect"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(page)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_nothing_is_loaded_from_elsewhere(page):
+    for tag, attributes in Elements(page).found:
+        for name in ("src", "href", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("data:", "#")), (tag, attributes)
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_the_pictures_are_the_cached_ones_bit_for_bit(made, page):
+    sources = re.findall(r'<img src="data:image/webp;base64,([^"]+)" width="128" height="128" alt="([^"]+)"', page)
+    assert len(sources) == 2 * 5
+    pictures = {alt: images.decode_webp(b64decode(data)) for data, alt in sources}
+    held_out = open_cache(made.path.parents[1] / "cache", "val")
+    for item in (held_out[0], held_out[1]):
+        name = item.meta["source"].removesuffix(".png")
+        np.testing.assert_array_equal(pictures[f"{name}: teacher"], item.teacher)
+        np.testing.assert_array_equal(pictures[f"{name}: GT"], item.gt)
+        assert f"{name}: {DTKD}" in pictures
+        assert f"{name}: {GT_ONLY}" in pictures
+        assert f"{name}: LR (bicubic)" in pictures
+
+
+def test_every_figure_of_the_evaluation_stands_in_the_table(made, page):
+    found = made.evaluation
+    assert found.metric_names == ["psnr_y", "ssim_y", "piqe", "teacher_psnr_y"]
+    text = re.sub(r"<[^>]+>", " ", page[page.index("<table>") : page.index("</table>")])
+    for candidate in found.candidates:
+        for name in found.metric_names:
+            mean = candidate.mean(name)
+            if mean is not None:
+                assert (f"{mean:.4f}" if name == "ssim_y" else f"{mean:.2f}") in text, (candidate.name, name)
+    assert made.ratio == made.teacher_seconds / made.student_seconds
+
+
+def test_curves_show_both_runs_every_group_and_lambda(page):
+    figures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(figures) == 3
+    texts = [" ".join(ElementTree.fromstring(svg).itertext()) for svg in figures]
+    assert GT_ONLY in texts[0]
+    assert DTKD in texts[0]
+    assert all(group in texts[1] for group in ("low", "mid", "high", "lambda"))
+    assert "psnr_y" in texts[2]
+
+
+def test_ids_of_the_curves_do_not_collide(page):
+    ids = re.findall(r'\bid="([^"]+)"', "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)))
+    assert len(ids) == len(set(ids))
+
+
+def test_names_are_escaped_and_settings_differ_visibly(page):
+    assert "photos &lt;with&gt; &amp; odd name" in page
+    assert "<with>" not in page
+    assert re.search(r"<code>loss\.lambda_max</code></th><td class=wrap>0\.0</td><td class=wrap>1\.0</td>", page)
+    assert "started from scratch" in page
+
+
+def test_without_a_gt_only_run_the_rest_stands(made, tmp_path):
+    folder = made.path.parents[1]
+    alone = write_report(folder / "cache", folder / "dtkd", tmp_path / "alone.html")
+    assert [alone.labels[c.name] for c in alone.evaluation.candidates] == ["LR (bicubic)", DTKD, "teacher", "GT"]
+
+
+def test_refuses_a_folder_that_is_no_run(made, tmp_path):
+    folder = made.path.parents[1]
+    with pytest.raises(DtkdError, match="is no run folder"):
+        write_report(folder / "cache", tmp_path / "nowhere", tmp_path / "r.html")
+    with pytest.raises(DtkdError, match=r"config\.toml"):
+        write_report(folder / "cache", tmp_path, tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_the_busiest_square_lies_inside_and_on_the_texture():
+    image = np.full((200, 300, 3), 128, np.uint8)
+    image[110:190, 180:260] = np.random.default_rng(0).integers(0, 256, (80, 80, 3))
+    x, y, side = busiest_square(image)
+    assert 0 <= x <= 300 - side
+    assert 0 <= y <= 200 - side
+    assert image[y : y + side, x : x + side].std() > 60
+    assert busiest_square(image[:40, :50])[2] == 40
+
+
+class TestCurves:
+    def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_told(self, tmp_path):
+        log = tmp_path / "log.jsonl"
+        log.write_text('{"step": 1, "total": 0.5}\n{"st')
+        assert curves.read_curves(tmp_path).series["total"].values == (0.5,)
+        log.write_text('{"st\n{"step": 1, "total": 0.5}\n')
+        with pytest.raises(DtkdError, match="damaged"):
+            curves.read_curves(tmp_path)
+        log.unlink()
+        with pytest.raises(DtkdError, match=r"no log\.jsonl"):
+            curves.read_curves(tmp_path)
+
+    def test_a_moving_mean_keeps_length_and_level(self):
+        assert curves._moving_mean((1.0,) * 9, 2) == pytest.approx((1.0,) * 9)
+        assert curves._moving_mean((0.0, 3.0, 0.0), 1) == pytest.approx((1.5, 1.0, 1.5))
+        assert curves._moving_mean((1.0, 2.0), 0) == (1.0, 2.0)
+
+
+def test_a_report_without_pyiqa_has_the_other_figures(made, monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "pyiqa", None)
+    folder = made.path.parents[1]
+    report = write_report(folder / "cache", folder / "dtkd", tmp_path / "r.html")
+    assert report.evaluation.metric_names == ["psnr_y", "ssim_y", "teacher_psnr_y"]
+    assert "piqe is missing: pyiqa cannot be imported" in report.path.read_text()
+    assert replace(report, teacher_seconds=None).ratio is None

@@ -1,0 +1,150 @@
+"""The distillation loss against a plain NumPy and PyWavelets computation of its equation, and its scaling."""
+
+import json
+
+import numpy as np
+import pytest
+import pywt
+import torch
+
+from pipeline.system.errors import DtkdError
+from student.loss import (
+    MODES,
+    GroupWeights,
+    LossSettings,
+    distillation_loss,
+    group_distances,
+    measure,
+    scale_weights,
+)
+
+
+def images(seed: int, side: int = 32) -> torch.Tensor:
+    return torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def oracle_distances(sr, teacher, levels, wavelet):
+    """Group means of mean |W_b(S) - W_b(T)|, band by band, of the two transforms apart."""
+    both = [pywt.wavedec2(x.double().numpy(), wavelet, mode="symmetric", level=levels) for x in (sr, teacher)]
+    low = np.abs(both[0][0] - both[1][0]).mean() / 2**levels
+    levels_of_both = zip(both[0][1:], both[1][1:], strict=True)
+    by_level = [[np.abs(s - t).mean() for s, t in zip(a, b, strict=True)] for a, b in levels_of_both]
+    mid = [band for level in by_level[:-1] for band in level]
+    high = by_level[-1] if by_level else []
+    return low, np.mean(mid) if mid else 0.0, np.mean(high) if high else 0.0
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2"])
+@pytest.mark.parametrize("levels", [0, 1, 2, 3])
+def test_loss_is_its_equation(levels, wavelet):
+    sr, gt, teacher = images(1), images(2), images(3)
+    weights = GroupWeights(0.3, 0.5, 0.7, levels, wavelet)
+    got = distillation_loss(sr, gt, teacher, weights, 0.4)
+    low, mid, high = oracle_distances(sr, teacher, levels, wavelet)
+    l1 = (sr - gt).abs().double().mean().item()
+    fg = 0.3 * low + 0.5 * mid + 0.7 * high
+    expected = [l1 + 0.4 * fg, l1, fg, low, mid, high]
+    assert [p.item() for p in got] == pytest.approx(expected, abs=2e-6)
+
+
+def test_gradient_reaches_the_student_only_through_what_counts():
+    sr, gt, teacher = images(1).requires_grad_(), images(2), images(3)
+    (plain,) = torch.autograd.grad(torch.nn.functional.l1_loss(sr, gt), sr)
+    (off,) = torch.autograd.grad(distillation_loss(sr, gt, teacher, GroupWeights(1, 1, 1), 0.0).total, sr)
+    assert torch.equal(off, plain)
+    (high,) = torch.autograd.grad(distillation_loss(sr, sr.detach(), teacher, GroupWeights(0, 0, 1), 1.0).total, sr)
+    blocks = high.unfold(2, 2, 2).unfold(3, 2, 2).sum((-1, -2))
+    assert blocks.abs().max() < 1e-9  # the high group cannot move the mean of a 2x2 block
+    assert high.abs().mean() > 1e-6
+
+
+def test_low_group_is_in_pixel_units():
+    sr = torch.full((1, 3, 16, 16), 0.25)
+    for levels in range(4):
+        low, mid, high = group_distances(sr, torch.zeros_like(sr), levels)
+        assert (low.item(), mid.item(), high.item()) == pytest.approx((0.25, 0, 0))
+
+
+def test_loss_stays_in_float32_under_autocast():
+    sr, gt, teacher = images(1), images(2), images(3)
+    weights = GroupWeights(1, 1, 1)
+    expected = distillation_loss(sr.bfloat16().float(), gt, teacher, weights, 1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = distillation_loss(sr.bfloat16(), gt, teacher, weights, 1.0)
+    assert [p.dtype for p in got] == [torch.float32] * 6
+    assert [p.item() for p in got] == [p.item() for p in expected]
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2, 3])
+@pytest.mark.parametrize("weights", [*MODES, (0.1, 2.0, 3.0)])
+def test_every_allocation_has_the_same_total_at_calibration(weights, levels):
+    """Weighted on the calibration pairs, L_FG is the mean |S0 - T| whatever the mode and the levels."""
+    lr, teacher = images(1, 8), images(2, 32)
+    s0 = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic").clamp(0, 1)
+    scaled = scale_weights(LossSettings(levels=levels, weights=weights), measure([(lr, teacher)], levels))
+    fg = distillation_loss(s0, s0, teacher, scaled, 1.0).fg
+    assert fg.item() == pytest.approx((s0 - teacher).abs().mean().item(), rel=1e-5)
+
+
+def test_scaling_keeps_the_allocation():
+    magnitudes = measure([(images(1, 8), images(2))], 2)
+    low, mid, high, *_ = scale_weights(LossSettings(weights="mid"), magnitudes)
+    assert (low / mid, high / mid) == pytest.approx((0.25, 0.5))
+
+
+def test_perfect_teacher_does_not_divide_by_zero():
+    flat = torch.full((1, 3, 8, 8), 0.5)
+    scaled = scale_weights(LossSettings(), measure([(flat, flat)], 2))
+    assert sum(scaled[:3]) == pytest.approx(1)
+
+
+def test_calibrated_weights_come_from_a_file(tmp_path):
+    path = tmp_path / "audit.json"
+    path.write_text(json.dumps({"weights": {"low": 1, "mid": 4, "high": 2}, "more": 1}))
+    settings = LossSettings(weights="calibrated", calibration=str(path))
+    low, mid, high, *_ = scale_weights(settings, measure([(images(1, 8), images(2))], 2))
+    assert (mid / low, high / low) == pytest.approx((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read loss.calibration"),
+        ("{", "not JSON"),
+        ("[1]", "must hold"),
+        ('{"weights": {"low": 1}}', "must hold"),
+        ('{"weights": {"low": 1, "mid": -1, "high": 1}}', "none negative"),
+        ('{"weights": {"low": 1, "mid": "a", "high": 1}}', "three numbers"),
+    ],
+)
+def test_bad_calibration_file_is_refused(tmp_path, content, words):
+    path = tmp_path / "audit.json"
+    if content is not None:
+        path.write_text(content)
+    settings = LossSettings(weights="calibrated", calibration=str(path))
+    with pytest.raises(DtkdError, match=words):
+        scale_weights(settings, measure([(images(1, 8), images(2))], 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"levels": 4}, "loss.levels must be 0 to 3, got 4"),
+        ({"lambda_max": -1.0}, "must not be negative"),
+        ({"start": 1.5}, "fractions of the run"),
+        ({"length": -0.1}, "fractions of the run"),
+        ({"wavelet": "har"}, "unknown wavelet"),
+        ({"weights": "medium"}, "uniform, mid, low, high, calibrated"),
+        ({"weights": "calibrated"}, "needs loss.calibration"),
+        ({"weights": (0.0, 0.0, 0.0)}, "not all zero"),
+        ({"weights": (1.0, -1.0, 1.0)}, "none negative"),
+    ],
+)
+def test_bad_settings_are_refused(values, words):
+    with pytest.raises(DtkdError, match=words):
+        LossSettings(**values)
+
+
+def test_weight_on_absent_groups_only_is_refused():
+    with pytest.raises(DtkdError, match="1 levels"):
+        scale_weights(LossSettings(levels=1, weights=(0.0, 1.0, 0.0)), measure([(images(1, 8), images(2))], 1))

@@ -1,0 +1,343 @@
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from skimage import data as photos
+from torch.utils.data import DataLoader
+
+from pipeline.corpus import scan, split
+from pipeline.degradation import Degradation, RealSettings, RoundSettings, SecondRoundSettings
+from pipeline.images import load_rgb, to_image
+from pipeline.system.errors import DtkdError
+from teacher_cache import teachers
+from teacher_cache.building import crops
+from teacher_cache.training import loop as module
+from teacher_cache.training import run as teacher_run
+from teacher_cache.training.loop import TeacherTraining, learning_rate, train_teacher
+from teacher_cache.training.patches import NoPhotoError, PatchDataset
+
+TINY = TeacherTraining(
+    steps=6,
+    batch_size=2,
+    patch=8,
+    channels=(8, 16),
+    layers=1,
+    hold_out=1,
+    save_every=2,
+    workers=0,
+    bf16=False,
+)
+REAL = Degradation("real", 4)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for name in ("astronaut", "coffee", "chelsea"):
+        Image.fromarray(getattr(photos, name)()[100:228, 100:260]).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher")
+    return train_teacher(str(corpus), out, REAL, TINY), out
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / "step-00000006" / "training.safetensors")
+
+
+def assert_same_training(one, two):
+    one, two = weights(one), weights(two)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=0, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_training_ends_with_a_teacher_that_restores(trained):
+    result, out = trained
+    assert result.finished
+    assert not result.reused
+    teacher = teachers.load(str(out))
+    lr = torch.rand(1, 3, 16, 20)
+    assert teacher.restore(lr, [1]).shape == (1, 3, 64, 80)
+    assert max(f.stat().st_size for f in (out / "teacher").rglob("*")) < 16 * 2**20
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log if "val_psnr_y" in row] == [2, 4, 6]
+    picture = np.asarray(Image.open(out / "samples" / "step-00000006.png"))
+    assert picture.shape == (128, 3 * 160, 3)  # bicubic | restored | true
+
+
+def test_both_networks_are_trained_one_after_the_other(trained):
+    _, out = trained
+    end = weights(out)
+    middle = load_file(out / "checkpoints" / "step-00000004" / "training.safetensors")
+    names = [name for name in end if name.startswith("model/") and (end[name] != middle[name]).any()]
+    assert {name.removeprefix("model/").partition(".")[0] for name in names} == {"unet"}
+
+
+def test_a_finished_run_is_only_reported(trained, corpus):
+    result, out = trained
+    again = train_teacher(str(corpus), out, REAL, TINY)
+    assert again.reused
+    assert again.psnr_y == result.psnr_y
+
+
+def test_a_run_killed_anywhere_ends_with_the_same_bits(trained, corpus, tmp_path):
+    """SIGKILL at every step of a run in turn; the last process ends it."""
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from pipeline.system import torchvision_guard; torchvision_guard.apply()\n"
+        "from test_train_teacher import REAL, TINY, train_teacher\n"
+        "def die(event):\n"
+        "    if event.done >= int(sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train_teacher(sys.argv[1], Path(sys.argv[2]), REAL, TINY, die)\n"
+    )
+    out = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    for step in (3, 5):
+        run = subprocess.run([sys.executable, "-c", script, str(corpus), str(out), str(step)], env=environment)
+        assert run.returncode == -signal.SIGKILL
+    assert train_teacher(str(corpus), out, REAL, TINY).finished
+    assert_same_training(trained[1], out)
+    assert not list((out / "checkpoints").glob(".*"))
+
+
+def test_other_settings_are_refused_and_free_ones_are_not(trained, corpus):
+    _, out = trained
+    with pytest.raises(DtkdError, match=r"settings.lr: 0.0005 -> 0.1"):
+        train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, lr=0.1))
+    with pytest.raises(DtkdError, match=r"degradation\.kind"):
+        train_teacher(str(corpus), out, Degradation("bicubic", 4), TINY)
+    assert train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, save_every=3, workers=1)).reused
+
+
+def test_other_sampling_settings_make_a_finished_run_export_again(trained, corpus, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(trained[1], out)
+    again = train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, sampling_steps=3, temperature=0.5))
+    assert again.reused
+    before, after = (json.loads((run / "teacher" / "model_index.json").read_text()) for run in (trained[1], out))
+    assert (before["steps"], before["temperature"]) == (10, 1.0)
+    assert {**before, "steps": 3, "temperature": 0.5} == after
+    assert teachers.load(str(out)).steps == 3
+
+
+def test_a_run_starts_from_the_weights_of_another_teacher(trained, corpus, tmp_path):
+    settings = dataclasses.replace(TINY, init=str(trained[1]), predictor_share=0.0, steps=2, lr=1e-9)
+    train_teacher(str(corpus), tmp_path, REAL, settings)
+    for network, tolerance in (("predictor", 0), ("unet", 1e-4)):
+        file = f"teacher/{network}/diffusion_pytorch_model.safetensors"
+        given, ended = load_file(trained[1] / file), load_file(tmp_path / file)
+        assert all(torch.allclose(value, ended[name], rtol=0, atol=tolerance) for name, value in given.items())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"init": "nowhere"}, "no teacher 'nowhere'"),
+        ({"channels": (16, 16)}, r"has channels=\[8, 16\], got \(16, 16\): set them alike"),
+        ({"layers": 2}, "has layers=1, got 2"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(trained, corpus, tmp_path, wrong, message):
+    with pytest.raises(DtkdError, match=message):
+        train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, **{"init": str(trained[1]), **wrong}))
+
+
+def test_weights_of_another_scale_are_refused(trained, corpus, tmp_path):
+    with pytest.raises(DtkdError, match="is a x4 teacher, not x2"):
+        train_teacher(str(corpus), tmp_path, Degradation("real", 2), dataclasses.replace(TINY, init=str(trained[1])))
+
+
+def test_workers_do_not_change_the_weights(trained, corpus, tmp_path):
+    train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, workers=2))
+    assert_same_training(trained[1], tmp_path)
+
+
+def test_a_loss_that_explodes_ends_the_run_and_keeps_the_checkpoint(corpus, tmp_path):
+    out = tmp_path / "run"
+    train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, steps=2))
+    path = out / "checkpoints" / "step-00000002" / "training.safetensors"
+    before = path.read_bytes()
+    config = json.loads((out / "config.json").read_text())
+    config["settings"]["steps"], config["settings"]["lr"] = 6, 1e30
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DtkdError, match="lower lr"):
+        train_teacher(str(corpus), out, REAL, dataclasses.replace(TINY, lr=1e30))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patch": 9}, "patch must be a multiple of 2"),
+        ({"channels": (12, 16)}, "channels must be multiples of 8"),
+        ({"decay": 2.0}, "decay must be within 0..1, got 2.0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"workers": -1}, "workers, hold_out, seed and temperature"),
+    ],
+)
+def test_settings_that_no_run_can_have(change, message):
+    with pytest.raises(DtkdError, match=message):
+        dataclasses.replace(TINY, **change)
+
+
+def test_corpora_that_no_run_can_have(corpus, tmp_path):
+    with pytest.raises(DtkdError, match="3 usable photos cannot spare hold_out=3"):
+        train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, hold_out=3))
+    with pytest.raises(DtkdError, match="scale 2, 4 or 8, got 3"):
+        train_teacher(str(corpus), tmp_path, Degradation("real", 3), TINY)
+
+
+def test_patches_are_functions_of_seed_and_index(corpus):
+    sources = scan(corpus).sources
+    one, two = (PatchDataset(sources, REAL, 8, 3) for _ in range(2))
+    assert torch.equal(one[5].lr, (two[0], two[5])[1].lr)
+    assert not torch.equal(one[5].hr, one[6].hr)
+    assert not torch.equal(one[5].hr, PatchDataset(sources, REAL, 8, 4)[5].hr)
+    assert one[5].lr.shape == (3, 8, 8)
+    assert one[5].hr.shape == (3, 32, 32)
+
+
+def test_mild_patches_are_nearer_to_the_photo(corpus):
+    sources = scan(corpus).sources
+
+    def distance(share):
+        data = PatchDataset(sources, dataclasses.replace(REAL, mild_share=share), 16, 0)
+        pairs = [data[i] for i in range(24)]
+        return np.mean([(torch.nn.functional.avg_pool2d(hr, 4) - lr).abs().mean().item() for lr, hr in pairs])
+
+    assert distance(1.0) < 0.6 * distance(0.0)
+
+
+def test_jpeg_blocks_lie_at_any_phase_as_in_stage_one(corpus):
+    quiet = {"blur_prob": 0.0, "resize_probs": (0.0, 0.0, 1.0), "noise_sigma": (0.0, 0.0), "gaussian_prob": 1.0}
+    blocks = RealSettings(
+        RoundSettings(**quiet, jpeg_quality=(95, 95)),
+        SecondRoundSettings(**quiet, jpeg_quality=(4, 4)),
+        final_sinc_prob=0.0,
+    )
+    degradation = dataclasses.replace(REAL, real=blocks, mild_share=0.0)
+    source = scan(corpus).sources[0]
+    hr, data = load_rgb(source.path), PatchDataset([source], degradation, 32, 0)
+    tile = crops.Tile(source.id, 0, 0, 128, 128, "train")
+
+    def phase(lr: np.ndarray) -> int:
+        steps = np.abs(np.diff(lr.astype(float).mean(2), axis=1)).mean(0)  # (31,)
+        return int(np.argmax([steps[start::8].mean() for start in range(8)]))
+
+    patches = {phase(to_image(data[index].lr)) for index in range(80)}
+    tiles = {phase(crops.cut_pair(hr, None, tile, degradation, seed).lr) for seed in range(80)}
+    assert patches == tiles == set(range(8))
+
+
+def test_learning_rate_rises_stays_and_falls():
+    rates = [learning_rate(step, 1000, 0.3) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 200)
+    assert rates[300] == 1
+    assert rates[850] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx(1 / 300)
+
+
+def break_body(path):
+    """Leave the header whole and half of the pixels."""
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.fixture
+def own_corpus(corpus, tmp_path):
+    return shutil.copytree(corpus, tmp_path / "photos")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_photo_is_replaced_by_another_draw(own_corpus, workers):
+    sources = scan(own_corpus).sources
+    break_body(sources[0].path)
+    data = PatchDataset(sources, REAL, 8, 3)
+    order = range(8) if workers else reversed(range(8))
+    alone = {index: data[index] for index in order}
+    for index, patch in enumerate(DataLoader(Items(data), batch_size=None, num_workers=workers)):
+        assert torch.equal(patch.hr, alone[index].hr)
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+
+def test_without_a_photo_that_can_be_read_the_run_ends_with_one_line(own_corpus, tmp_path):
+    for path in own_corpus.iterdir():
+        break_body(path)
+    with pytest.raises(NoPhotoError) as caught:
+        train_teacher(str(own_corpus), tmp_path / "run", REAL, dataclasses.replace(TINY, workers=1))
+    assert str(caught.value).startswith("none of 2 training photos can be read, ")
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_held_out_photos_are_left_out_and_skipped_files_named(own_corpus, tmp_path):
+    held = split(scan(own_corpus).sources, 1).val[0]
+    break_body(held.path)
+    (own_corpus / "note.png").write_text("no picture")
+    result = train_teacher(str(own_corpus), tmp_path / "run", REAL, dataclasses.replace(TINY, steps=2))
+    assert result.finished
+    assert result.psnr_y is None
+    assert [item.id for item in result.skipped] == ["note.png"]
+
+
+def test_a_kill_before_validating_loses_nothing(trained, corpus, tmp_path, monkeypatch):
+    calls = itertools.count(1)
+    validate = teacher_run.validate
+
+    def die_at_last(*args):
+        if next(calls) == 3:
+            raise RuntimeError
+        return validate(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_run, "validate", die_at_last)
+        with pytest.raises(RuntimeError):
+            train_teacher(str(corpus), tmp_path, REAL, TINY)
+    (tmp_path / ".teacher.abcd.part").mkdir()
+    for _ in range(2):
+        again = train_teacher(str(corpus), tmp_path, REAL, TINY)
+        assert (again.reused, again.psnr_y) == (True, trained[0].psnr_y)
+    assert not list(tmp_path.glob(".teacher.*"))
+    assert_same_training(trained[1], tmp_path)
+
+
+def test_another_corpus_is_refused(trained, own_corpus):
+    _, out = trained
+    (own_corpus / "coffee.png").rename(own_corpus / "tea.png")
+    with pytest.raises(DtkdError, match=r"other settings or photos \(corpus\.digest: "):
+        train_teacher(str(own_corpus), out, REAL, TINY)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_a_checkpoint(corpus, tmp_path, monkeypatch):
+    true_loss = module.prediction_loss
+
+    def bad_gradient(pipe, lr, hr, predictor):
+        return true_loss(pipe, lr, hr, predictor) + predictor.conv_out.bias.square().sum().sqrt()  # at zero: 0, NaN
+
+    monkeypatch.setattr(module, "prediction_loss", bad_gradient)
+    with pytest.raises(DtkdError, match=r"gradient norm is nan by step 1: .*lower lr"):
+        train_teacher(str(corpus), tmp_path, REAL, dataclasses.replace(TINY, steps=2, save_every=1))
+    assert not (tmp_path / "checkpoints").exists()
