@@ -292,7 +292,8 @@ def test_bad_settings_are_refused(override, words):
 
 def test_a_run_belongs_to_one_process(tmp_path):
     """The lock is a process's own, so the second one must be a real one."""
-    code = f"from pathlib import Path; from pipeline.training.run_folder import claim; claim(Path({str(tmp_path)!r})).__enter__()"
+    code = "from pathlib import Path; from pipeline.training.run_folder import claim; "
+    code += f"claim(Path({str(tmp_path)!r})).__enter__()"
     with claim(tmp_path):
         child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert "another process is training" in child.stderr.strip().splitlines()[-1]
