@@ -18,14 +18,10 @@ from typer.core import TyperGroup
 
 from pipeline import config
 from pipeline.system import progress
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _T = TypeVar("_T")
-
-
-class _UsageError(DtkdError):
-    """Options or settings that cannot be: exit code 2."""
 
 
 class _Commands(TyperGroup):
@@ -36,7 +32,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except DtkdError as error:
-            _fail(str(error), EXIT_USAGE if isinstance(error, _UsageError) else EXIT_FAILURE)
+            _fail(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
         except KeyboardInterrupt:
             _fail("interrupted; run the same command again to go on")
         except OSError as error:
@@ -137,20 +133,19 @@ def teacher_cache(
     from pipeline.system.device import choose
     from teacher_cache import teachers
     from teacher_cache.building import build
+    from teacher_cache.building.survey import survey
 
-    name = _home(teacher)
+    surveyed = survey(_home(corpus), cache.expanduser(), build_settings)
+    if not _quiet(as_json):
+        typer.echo("\n".join(surveyed.lines), err=True)
     made_for = build_settings.degradation.scale
-    loaded = teachers.load(name, scale=made_for, steps=steps, device=choose(device), dtype=dtype)
-    try:
-        build_settings.check_tile()
-    except DtkdError as error:
-        raise _UsageError(str(error)) from error
+    loaded = teachers.load(_home(teacher), scale=made_for, steps=steps, device=choose(device), dtype=dtype)
     with progress.report("teacher-cache", quiet=_quiet(as_json)) as on_progress:
-        result = build.build_cache(_home(corpus), cache.expanduser(), loaded, build_settings, on_progress)
+        result = build.build(surveyed, loaded, on_progress)
     _tell(as_json, _plain(result), _cache_lines(result))
-    warning = teachers.warning(name, build_settings.degradation.kind)
-    if warning and _first_process():
-        typer.echo(f"warning: {warning}", err=True)
+    if _first_process():
+        for warning in result.warnings:
+            typer.echo(f"warning: {warning}", err=True)
     if not result.complete:
         if not as_json:
             typer.echo("other processes are still at work on the rest")
@@ -175,10 +170,11 @@ def verify(
 
     Every byte is compared with its records; exit code 1 if anything is wrong.
     """
-    from teacher_cache.building.verify import verify_cache
+    from pipeline.system.device import choose
+    from teacher_cache.building.verify import teacher_of, verify_cache
 
     cache = cache.expanduser()
-    loaded = _teacher_of(cache, teacher, device) if recompute else None
+    loaded = teacher_of(cache, _home(teacher) if teacher else None, choose(device)) if recompute else None
     with progress.report("verify", quiet=_quiet(as_json)) as on_progress:
         result = verify_cache(cache, recompute=recompute, teacher=loaded, repair=repair, on_progress=on_progress)
     lines = [f"{item.shard}{f' {item.key}' if item.key else ''}: {item.reason}" for item in result.damage]
@@ -270,7 +266,7 @@ def evaluate(
     try:
         settings = EvaluationSettings(names, crop_border, scale, limit, device)
     except DtkdError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     paths, out = [_home(name) for name in checkpoints], out.expanduser() if out else None
     with progress.report("evaluate", quiet=_quiet(as_json)) as on_progress:
         result = run_evaluation(paths, data.expanduser(), settings, out=out, on_progress=on_progress)
@@ -406,7 +402,7 @@ def upscale(
     from student.upscaling.upscale import upscale as run_upscale
 
     if tile != "auto" and not tile.isdecimal():
-        raise _UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
+        raise UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
     size = None if tile == "auto" else int(tile)
     settings = UpscaleSettings(size, overlap, overwrite, f".{kind}" if kind else None, max_megapixels)
     network = load_network(_home(checkpoint), device)
@@ -520,25 +516,11 @@ def _settings(cls: type[_T], file: Path | None, overrides: Sequence[str] | None,
     try:
         return config.load(cls, file.expanduser() if file else None, [*(overrides or []), *options])
     except DtkdError as error:
-        raise _UsageError(str(error)) from error
-
-
-def _teacher_of(cache: Path, name: str | None, device: str) -> Any:
-    """The teacher that a cache was made with, or the one that is named, with the cache's scale, steps and precision."""
-    from pipeline.system.device import choose
-    from teacher_cache import teachers
-    from teacher_cache.building.plan import load_plan
-    from teacher_cache.building.verify import refuse_imported
-
-    plan = load_plan(cache)
-    refuse_imported(plan)
-    made = plan.fingerprint["teacher"]
-    steps, dtype = made.get("steps") or None, made.get("dtype")
-    return teachers.load(_home(name or plan.teacher), scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
+        raise UsageError(str(error)) from error
 
 
 def _cache_lines(result: Any) -> list[str]:
-    lines = [f"skipped {item.id}: {item.reason}" for item in result.skipped]
+    lines = []
     for item in result.failures:
         what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
         lines.append(f"{what} {item.source} ({item.samples} samples): {item.message}")
@@ -550,8 +532,6 @@ def _cache_lines(result: Any) -> list[str]:
         parts.append(f"{result.errors} failed")
     if result.teacher_seconds_per_image:
         parts.append(f"teacher {result.teacher_seconds_per_image:.2f} s an image")
-    if result.drift:
-        parts.append(f"colour drift {result.drift.mean:.2f} of 255")
     return [*lines, f"{result.cache}: {', '.join(parts)}"]
 
 

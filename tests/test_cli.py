@@ -17,7 +17,7 @@ from pipeline import images
 from pipeline.shards import load_manifest
 from pipeline.system.errors import DtkdError
 from teacher_cache.building.build import build_cache, prepare
-from teacher_cache.teachers import ImportedTeacher
+from teacher_cache.teachers.imported import ImportedTeacher
 
 COMMANDS = (
     "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "upscale", "export", "bench",

@@ -200,7 +200,7 @@ def learning_rate(step: int, total: int, decay: float) -> float:
     return min(1.0, (step + 1) / WARMUP, (total - step) / max(decay * total, 1))
 
 
-def _split(sources: tuple[corpora.Source, ...], hold_out: int) -> corpora.Split:
+def _split(sources: tuple[corpora.Source, ...], hold_out: int) -> corpora.Partition:
     if hold_out >= len(sources):
         raise DtkdError(f"{len(sources)} usable photos cannot spare hold_out={hold_out}: lower it, or add photos")
     return corpora.split(sources, hold_out)

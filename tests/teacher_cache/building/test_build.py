@@ -19,7 +19,7 @@ from teacher_cache.building.build import BuildSettings, build_cache, prepare, pr
 from teacher_cache.building.manifest import finalize
 from teacher_cache.building.samples import colour_drift
 from teacher_cache.building.verify import verify_cache
-from teacher_cache.teachers import ImportedTeacher
+from teacher_cache.teachers.imported import ImportedTeacher
 
 
 @pytest.fixture(scope="module")
@@ -315,10 +315,10 @@ def test_paired_corpora_are_read_and_not_degraded(corpus, tmp_path):
 
 
 def test_the_seed_of_a_sample_decides_its_degradation(cache, corpus):
-    """A cached LR image is what `crops.cut_pair` makes of the photo alone, without any cache."""
+    """A cached LR image is what `crops.cut_tile` makes of the photo alone, without any cache."""
     meta, pictures = next(samples(cache))
     hr = images.load_rgb(corpus / meta["source"])
     box = {name: meta[name] for name in ("source", "x", "y", "width", "height", "split")}
-    pair = crops.cut_pair(hr, None, crops.Tile(**box), Degradation("bicubic", 4), 0)
+    pair = crops.cut_tile(hr, None, crops.Tile(**box), Degradation("bicubic", 4), 0)
     assert pair.key == meta["key"]
     assert np.array_equal(pair.lr, pictures["lr"])

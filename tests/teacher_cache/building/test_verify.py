@@ -11,7 +11,7 @@ from teacher_cache.building import crops
 from teacher_cache.building.build import build_cache
 from teacher_cache.building.plan import Plan
 from teacher_cache.building.verify import verify_cache
-from teacher_cache.teachers import ImportedTeacher
+from teacher_cache.teachers.imported import ImportedTeacher
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,13 @@ def test_every_kind_of_damage_names_its_shard_and_is_repaired(corpus, sound, cac
 
 def test_a_sample_that_was_made_wrong_is_made_anew_by_a_repair(corpus, sound, tmp_path, monkeypatch):
     """Its bytes are those of the records, so that only a look at the pictures tells."""
-    right, cache = crops.cut_pair, tmp_path / "cache"
+    right, cache = crops.cut_tile, tmp_path / "cache"
 
     def wrong(hr, lr, tile, *args):
         pair = right(hr, lr, tile, *args)
         return pair._replace(around=pair.around[::-1]) if tile.x and tile.y else pair
 
-    monkeypatch.setattr(crops, "cut_pair", wrong)
+    monkeypatch.setattr(crops, "cut_tile", wrong)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     monkeypatch.undo()
     result = verify_cache(cache, repair=True)

@@ -239,7 +239,7 @@ def test_jpeg_blocks_lie_at_any_phase_as_in_stage_one(corpus):
         return int(np.argmax([steps[start::8].mean() for start in range(8)]))
 
     patches = {phase(to_image(data[index].lr)) for index in range(80)}
-    tiles = {phase(crops.cut_pair(hr, None, tile, degradation, seed).lr) for seed in range(80)}
+    tiles = {phase(crops.cut_tile(hr, None, tile, degradation, seed).lr) for seed in range(80)}
     assert patches == tiles == set(range(8))
 
 
