@@ -186,8 +186,8 @@ def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
     if wrong := held_out(hold_out):
         most = next(count for count in range(hold_out - 1, -1, -1) if not held_out(count))
         raise DtkdError(
-            f"{teacher.name} was trained on {len(wrong)} of the {hold_out} held-out photos ({', '.join(wrong[:3])}), which "
-            f"would flatter it: take --hold-out {most}, photos that it has not seen, or another teacher"
+            f"{teacher.name} was trained on {len(wrong)} of the {hold_out} held-out photos ({', '.join(wrong[:3])}), "
+            f"which would flatter it: take --hold-out {most}, photos that it has not seen, or another teacher"
         )
 
 

@@ -1,4 +1,4 @@
-"""What stage one is about to do: photos, tiles, what is done already; known, and checked, before a teacher is loaded."""
+"""What stage one is about to do: photos, tiles, what is done already; known and checked before a teacher is loaded."""
 
 import re
 from dataclasses import dataclass

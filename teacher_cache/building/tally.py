@@ -11,8 +11,8 @@ from teacher_cache.building.plan import Plan
 FAILURES = 20
 """Failures that a result lists."""
 DRIFT_LEVELS = 2.0
-"""Mean colour drift of a cache, 8-bit levels, that is a warning: the least step in tone that one sees on a plain surface, 1 %
-of the brightness. Teachers without the fault stay below a third of a level, also where they remove noise."""
+"""Mean colour drift of a cache, 8-bit levels, that is a warning: about the least step in tone that one sees on a plain
+surface, 1 % of the brightness."""
 _SETTLED = 50  # samples after which a share of failures means something
 
 

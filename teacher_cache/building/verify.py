@@ -144,8 +144,8 @@ def teacher_of(cache: str | Path, name: str | None = None, device: str = "cpu") 
     plan = load_plan(Path(cache))
     if name is None and plan.teacher.startswith(PYTHON):
         raise DtkdError(
-            f"{cache} was made with {plan.teacher}: code is not run because a cache names it; say --teacher {plan.teacher} "
-            "if you trust it"
+            f"{cache} was made with {plan.teacher}: code is not run because a cache names it; if you trust it, say "
+            f"--teacher {plan.teacher}"
         )
     made = plan.fingerprint["teacher"]
     steps, dtype = made.get("steps"), made.get("dtype")

@@ -1,7 +1,8 @@
 """Our own teachers: the two in this package, and folders that `dtkd train-teacher` wrote.
 
 Beside the weights of a folder may stand `training_photos.json`: `{"photos": ["SIZE:DIGEST", ...]}`, sorted, the
-`pipeline.system.files.sample_file` of every HR photo that the weights have seen. Stage one then refuses to hold one of them out.
+`pipeline.system.files.sample_file` of every HR photo that the weights have seen. Stage one then refuses to hold one of
+them out.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
 `FACTORY(*, scale, steps, device, dtype)` is called once, with the values of the command line (`steps` and `dtype` are
 None where the user leaves the choice), and returns an object with `name scale steps restore fingerprint` as
-`pipeline.teacher.Teacher` describes them; examples/python_teacher.py shows one. The SHA-256 of FILE joins the fingerprint; what
-FILE reads or imports besides (weights, other modules) is for `fingerprint` to tell of.
+`pipeline.teacher.Teacher` describes them; examples/python_teacher.py shows one. The SHA-256 of FILE joins the
+fingerprint; what FILE reads or imports besides (weights, other modules) is for `fingerprint` to tell of.
 
 This runs the file's code. It is done for the `--teacher` of the command that the user typed, never for a name that a
 cache's plan.json brings along (see `teacher_cache.building.verify.teacher_of`).
@@ -51,9 +51,7 @@ class PluggedTeacher(Teacher):
         self._check(factory_name)
         self.scale, self.steps = self._made.scale, self._made.steps
         if steps is not None and self.steps != steps:
-            self._refuse(
-                factory_name, f"has steps {self.steps}, asked for {steps}: pass --steps on to it, or refuse it"
-            )
+            self._refuse(factory_name, f"has steps {self.steps}, asked for {steps}: take steps over, or refuse them")
         assert module.__file__ is not None
         self._code, self._dtype = sha256_file(module.__file__), dtype
         self.fingerprint()
