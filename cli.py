@@ -7,7 +7,6 @@ success, 2 wrong usage, 1 everything else, Ctrl-C included. Heavy imports happen
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from typer.core import TyperGroup
 from pipeline import config
 from pipeline.system import progress
 from pipeline.system.errors import DtkdError, UsageError
+from pipeline.system.stop import sigterm_interrupts
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _T = TypeVar("_T")
@@ -30,7 +30,8 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was parsed."""
         try:
-            return super().invoke(ctx)
+            with sigterm_interrupts():
+                return super().invoke(ctx)
         except DtkdError as error:
             _fail(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
         except KeyboardInterrupt:
@@ -550,8 +551,10 @@ def _quiet(as_json: bool) -> bool:
 
 
 def _first_process() -> bool:
-    """Whether this is the process of an `accelerate launch` that speaks."""
-    return os.environ.get("RANK", "0") == "0"
+    """Whether this is the process of several that speaks."""
+    from pipeline.system.device import first_process
+
+    return first_process()
 
 
 def _home(name: str) -> str:

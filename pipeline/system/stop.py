@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM as a wish that a loop can honour at a good moment."""
+"""Ctrl-C and SIGTERM: as a wish that a loop can honour at a good moment, or both as a KeyboardInterrupt."""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,3 +35,23 @@ class StopSignals:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM, which schedulers send, end the block as Ctrl-C does: with a KeyboardInterrupt that cleans up.
+
+    Outside the main thread, where Python allows no handlers, signals are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
