@@ -136,6 +136,7 @@ def teacher_cache(
     from teacher_cache.building import build
     from teacher_cache.building.survey import survey
 
+    teachers.check_name(_home(teacher))
     surveyed = survey(_home(corpus), cache.expanduser(), build_settings)
     if not _quiet(as_json):
         typer.echo("\n".join(surveyed.lines), err=True)

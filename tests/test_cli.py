@@ -100,7 +100,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         "teacher_cache.teachers.load", "teacher_cache.building.verify.verify_cache", "student.training.loop.train",
         "student.evaluation.evaluate.evaluate", "teacher_cache.training.loop.train_teacher",
         "student.report.write.write_report",
-        "teacher_cache.building.plan.load_plan", "student.upscaling.upscale.upscale", "student.export.export",
+        "teacher_cache.building.survey.survey", "teacher_cache.building.plan.load_plan", "student.upscaling.upscale.upscale", "student.export.export",
         "student.bench.bench_student", "student.networks.load_network",
     )  # fmt: skip
     for place in places:  # all before the first is replaced: who imports it later would keep the replacement
@@ -238,8 +238,8 @@ class TestMistakes:
         for path in photos.iterdir():
             (corpus / path.name).symlink_to(path)
         (corpus / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
-        out, _ = dtkd("teacher-cache", corpus, tmp_path / "c", "--teacher", f"import:{outputs}", "--tile", 64)
-        assert "skipped broken.jpg" in out
+        out, err = dtkd("teacher-cache", corpus, tmp_path / "c", "--teacher", f"import:{outputs}", "--tile", 64)
+        assert "skipped broken.jpg" in err
         assert "14 of 14 samples" in out
 
     def test_a_photo_cut_off_in_its_body_is_reported(self, photos, outputs, tmp_path):
@@ -260,10 +260,9 @@ class TestMistakes:
         assert "4 failed" in total
 
     def test_a_scale_that_the_teacher_is_not_for(self, photos, tmp_path):
-        for tile in ((), ("--tile", 240)):
-            out, err = dtkd("teacher-cache", photos, tmp_path / "c", "--scale", 3, *tile, code=1)
-            assert out == ""
-            assert err.splitlines()[-1] == "dtkd: the teacher embedded is made for scale 4, got --scale 3"
+        out, err = dtkd("teacher-cache", photos, tmp_path / "c", "--scale", 3, "--tile", 120, code=2)
+        assert out == ""
+        assert err.splitlines()[-1] == "dtkd: the teacher embedded is made for scale 4, got --scale 3"
         assert not (tmp_path / "c").exists()
 
     def test_a_tile_that_does_not_suit_the_scale(self, photos, outputs, tmp_path):
@@ -271,9 +270,10 @@ class TestMistakes:
         line = refused("teacher-cache", photos, tmp_path / "c", "--scale", 3, *teacher, code=2)
         assert "tile must be a multiple of 24, got 256 (at scale 3)" in line
 
-    def test_imported_pictures_cannot_be_recomputed(self, photos, outputs, tmp_path):
+    def test_imported_pictures_are_compared_again_where_they_are_found(self, photos, outputs, tmp_path):
         build_cache(str(photos), tmp_path, ImportedTeacher(outputs, 4), settings())
-        assert "cannot be recomputed" in refused("verify", tmp_path, "--recompute", 1)
+        assert "--teacher says where it is now" in refused("verify", tmp_path, "--recompute", 1)
+        assert "differs by at most 0" in dtkd("verify", tmp_path, "--recompute", 1, "--teacher", f"import:{outputs}")[0]
 
     def test_a_cache_of_another_schema(self, cache, tmp_path):
         manifest = json.loads((cache / "manifest.json").read_text())
@@ -290,7 +290,7 @@ class TestMistakes:
 
     def test_an_unknown_metric_and_teacher(self, cache, photos, tmp_path):
         assert "'psnr_x'" in refused("evaluate", "bicubic", "--data", cache, "--metrics", "psnr_x")
-        assert "no teacher 'nobody'" in refused("teacher-cache", photos, tmp_path / "c", "--teacher", "nobody")
+        assert "no teacher 'nobody'" in refused("teacher-cache", photos, tmp_path / "c", "--teacher", "nobody", code=2)
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_an_output_folder_that_may_not_be_written(self, cache, tmp_path):

@@ -5,6 +5,7 @@ from pipeline.system.device import keep_freed_memory
 from pipeline.system.errors import UsageError
 from pipeline.teacher import Teacher
 from teacher_cache.teachers.diffusers_teacher import Dtype
+from teacher_cache.teachers.embedded import find_home, load_embedded
 
 PYTHON = "python:"
 """How the name of a teacher begins that is somebody's code."""
@@ -45,6 +46,17 @@ def load(
     return teacher
 
 
+def check_name(name: str) -> None:
+    """Refuse a name that no teacher can have, without loading anything.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    kind, colon, _ = name.partition(":")
+    if not (colon and kind in ("import", "python", "ldm", "sd-x4")) and kind not in ("ldm", "sd-x4"):
+        find_home(name)
+
+
 def _load(name: str, scale: int, steps: int | None, device: str, dtype: Dtype | None) -> Teacher:
     kind, _, where = name.partition(":")
     if kind == "import":
@@ -63,6 +75,4 @@ def _load(name: str, scale: int, steps: int | None, device: str, dtype: Dtype | 
         from teacher_cache.teachers.sd_x4 import load_sd_x4
 
         return load_sd_x4(name, where, steps, device, dtype)
-    from teacher_cache.teachers.embedded import load_embedded
-
     return load_embedded(name, steps, device, dtype)

@@ -40,7 +40,7 @@ def load_embedded(name: str, steps: int | None, device: str, dtype: Dtype | None
     """Load one by its name or folder. Arguments as of `load`."""
     if dtype == "fp16":
         raise UsageError(f"the teacher {name} runs in fp32 or bf16: take another --dtype")
-    home = _home(name)
+    home = find_home(name)
     pipe = load_haar(name, dtype or "fp32", device)
     teacher = EmbeddedTeacher(
         name,
@@ -68,11 +68,15 @@ def load_haar(name: str, dtype: Dtype = "fp32", device: str = "cpu") -> "HaarDif
     """
     from teacher_cache.teachers.haar_diffusion import HaarDiffusionPipeline
 
-    return from_pretrained(HaarDiffusionPipeline, str(_home(name)), dtype, device)
+    return from_pretrained(HaarDiffusionPipeline, str(find_home(name)), dtype, device)
 
 
-def _home(name: str) -> Path:
-    """The folder with the pipeline: a run folder of `dtkd train-teacher` has it one level down."""
+def find_home(name: str) -> Path:
+    """The folder with the pipeline; a run folder of `dtkd train-teacher` has it one level down.
+
+    Raises:
+        UsageError: there is none.
+    """
     folder = WEIGHTS / name if name in EMBEDDED else Path(name).expanduser()
     home = next((f for f in (folder, folder / "teacher") if (f / "model_index.json").is_file()), None)
     if home is None:
