@@ -172,11 +172,10 @@ def verify(
 
     Every byte is compared with its records; exit code 1 if anything is wrong.
     """
-    from pipeline.system.device import choose
-    from teacher_cache.building.verify import teacher_of, verify_cache
+    from teacher_cache.building.verify import load_teacher, verify_cache
 
     cache = cache.expanduser()
-    loaded = teacher_of(cache, _home(teacher) if teacher else None, choose(device)) if recompute else None
+    loaded = load_teacher(cache, _home(teacher) if teacher else None, device) if recompute else None
     with progress.report("verify", quiet=_quiet(as_json)) as on_progress:
         result = verify_cache(cache, recompute=recompute, teacher=loaded, repair=repair, on_progress=on_progress)
     lines = [f"{item.shard}{f' {item.key}' if item.key else ''}: {item.reason}" for item in result.damage]

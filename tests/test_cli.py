@@ -100,7 +100,8 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         "teacher_cache.teachers.load", "teacher_cache.building.verify.verify_cache", "student.training.loop.train",
         "student.evaluation.evaluate.evaluate", "teacher_cache.training.loop.train_teacher",
         "student.report.write.write_report",
-        "teacher_cache.building.survey.survey", "teacher_cache.building.plan.load_plan", "student.upscaling.upscale.upscale", "student.export.export",
+        "teacher_cache.building.survey.survey", "teacher_cache.building.plan.load_plan",
+        "student.upscaling.upscale.upscale", "student.export.export",
         "student.bench.bench_student", "student.networks.load_network",
     )  # fmt: skip
     for place in places:  # all before the first is replaced: who imports it later would keep the replacement

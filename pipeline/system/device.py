@@ -52,6 +52,7 @@ def choose(name: str = "auto") -> str:
 
     if name == "auto":
         device = processes().device
+        assert device is not None
         return "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too: cpu:0
     try:
         torch.empty(1, device=name)

@@ -39,19 +39,15 @@ class StopSignals:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM, which schedulers send, end the block as Ctrl-C does: with a KeyboardInterrupt that cleans up.
+    """Within the block SIGTERM, which schedulers send, interrupts as Ctrl-C does: with KeyboardInterrupt.
 
-    Outside the main thread, where Python allows no handlers, signals are left alone.
+    Outside the main thread, where Python allows no handlers, the signal is left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

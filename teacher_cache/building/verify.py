@@ -17,6 +17,7 @@ import numpy as np
 from pipeline import images
 from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
+from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir, read_json, sha256_file
 from pipeline.system.progress import OnProgress, ProgressEvent
@@ -130,13 +131,13 @@ def verify_cache(
     return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), recomputed, repaired)
 
 
-def teacher_of(cache: str | Path, name: str | None = None, device: str = "cpu") -> Teacher:
+def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto") -> Teacher:
     """The teacher that a cache was made with, at the cache's scale, steps and precision.
 
     Args:
         cache: folder of the cache.
         name: as given to `teacher_cache.teachers.load`; None takes the name that plan.json keeps.
-        device: torch device.
+        device: torch device, or auto.
 
     Raises:
         DtkdError: as `load` and `load_plan`; or plan.json names somebody's code, which only the user may ask to run.
@@ -150,7 +151,7 @@ def teacher_of(cache: str | Path, name: str | None = None, device: str = "cpu") 
     made = plan.fingerprint["teacher"]
     steps, dtype = made.get("steps"), made.get("dtype")
     try:
-        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=device, dtype=dtype)
+        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
     except DtkdError as error:
         if name is not None:
             raise

@@ -21,7 +21,7 @@ def load(
 ) -> Teacher:
     """Load a teacher by name.
 
-    A name that was read from a file goes through `teacher_cache.building.verify.teacher_of`: `python:` runs code.
+    A name that was read from a file goes through `teacher_cache.building.verify.load_teacher`: `python:` runs code.
 
     Args:
         name: `embedded`, `embedded-bicubic`, FOLDER (of `dtkd train-teacher`), `ldm`, `ldm:ID_OR_FOLDER`, `sd-x4`,

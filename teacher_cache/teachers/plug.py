@@ -6,7 +6,7 @@ None where the user leaves the choice), and returns an object with `name scale s
 fingerprint; what FILE reads or imports besides (weights, other modules) is for `fingerprint` to tell of.
 
 This runs the file's code. It is done for the `--teacher` of the command that the user typed, never for a name that a
-cache's plan.json brings along (see `teacher_cache.building.verify.teacher_of`).
+cache's plan.json brings along (see `teacher_cache.building.verify.load_teacher`).
 """
 
 import importlib

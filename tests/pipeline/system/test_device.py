@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from pipeline.system.device import choose, keep_freed_memory
-from pipeline.system.errors import DtkdError
+from pipeline.system.device import choose, first_process, keep_freed_memory
+from pipeline.system.errors import UsageError
 
 FAULTS = """
 import resource, sys, torch
@@ -20,10 +21,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_a_device_that_is_not_there():
+@pytest.mark.parametrize("name", ["abacus", "tpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_wrong_usage(name):
+    with pytest.raises(UsageError, match="take auto, cpu or cuda:0"):
+        choose(name)
+
+
+def test_one_process_speaks_and_takes_what_there_is():
     assert choose("cpu") == "cpu"
-    with pytest.raises(DtkdError, match="take auto, cpu or cuda:0"):
-        choose("abacus")
+    assert choose() == (str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu")
+    assert first_process()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")

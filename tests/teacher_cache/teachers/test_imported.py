@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.system.errors import DtkdError
 from teacher_cache import teachers
 from teacher_cache.building.build import build_cache
-from teacher_cache.building.verify import teacher_of, verify_cache
+from teacher_cache.building.verify import load_teacher, verify_cache
 
 
 def test_imported_outputs_are_found_by_path_then_by_stem(tmp_path):
@@ -69,8 +69,8 @@ def test_imported_pictures_are_compared_with_their_files_again(tmp_path):
     shutil.copytree(corpus, tmp_path / "made")
     build_cache(str(corpus), cache, teachers.load(f"import:{tmp_path / 'made'}"), settings())
     with pytest.raises(DtkdError, match="was made with import:made: --teacher says where it is now"):
-        teacher_of(cache)
-    found = verify_cache(cache, recompute=17, teacher=teacher_of(cache, f"import:{tmp_path / 'made'}"))
+        load_teacher(cache)
+    found = verify_cache(cache, recompute=17, teacher=load_teacher(cache, f"import:{tmp_path / 'made'}"))
     assert found.ok and [item.max_difference for item in found.recomputed] == [0] * 17
 
 

@@ -13,7 +13,7 @@ from pipeline import images
 from pipeline.system.errors import DtkdError, UsageError
 from teacher_cache import teachers
 from teacher_cache.building.build import build_cache
-from teacher_cache.building.verify import teacher_of, verify_cache
+from teacher_cache.building.verify import load_teacher, verify_cache
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "python_teacher.py"
 NAME = f"python:{EXAMPLE}:sharpened"
@@ -50,7 +50,7 @@ def test_the_example_makes_a_cache(tmp_path):
         lr = images.to_tensor(pictures["around"])[None]
         expected = images.to_image(teacher.restore(lr, [0])[0])[16:-16, 16:-16]
         assert np.array_equal(pictures["teacher"], expected)
-    assert verify_cache(cache, recompute=3, teacher=teacher_of(cache, NAME)).ok
+    assert verify_cache(cache, recompute=3, teacher=load_teacher(cache, NAME)).ok
 
 
 def test_a_cache_cannot_have_code_run(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_cache_cannot_have_code_run(tmp_path, monkeypatch):
     plan = json.loads((cache / "plan.json").read_text())
     (cache / "plan.json").write_text(json.dumps(plan | {"teacher": f"python:{evil}:factory"}))
     with pytest.raises(DtkdError, match=r"code is not run because a cache names it; .*--teacher python:"):
-        teacher_of(cache)
+        load_teacher(cache)
     assert not ran.exists()
 
 
