@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 def processes() -> "PartialState":
     """Accelerate's knowledge of this process: `device`, `process_index`, `num_processes`, `is_main_process`.
 
-    Under `accelerate launch` and `torchrun` the first call waits for the other processes. Accelerate takes a machine
-    without an accelerator for one process, unless it is told to compute on the CPU.
+    Under `accelerate launch` and `torchrun` the first call waits for the other processes. On a machine without an
+    accelerator, accelerate finds them only where it is told to compute on the CPU. Processes that nobody introduces to
+    each other, a SLURM array for example, are each the first and only one.
     """
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
+    from torch.distributed import is_torchelastic_launched
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    together_on_cpus = is_torchelastic_launched() and not torch.accelerator.is_available()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or together_on_cpus)
     if state.num_processes > 1:
         _leave_at_exit()
     return state

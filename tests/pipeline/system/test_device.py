@@ -1,5 +1,6 @@
 """What the module says about devices and memory of this machine."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -31,6 +32,20 @@ def test_one_process_speaks_and_takes_what_there_is():
     assert choose("cpu") == "cpu"
     assert choose() == (str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu")
     assert first_process()
+
+
+def test_processes_that_do_not_know_each_other_are_each_the_first():
+    """`srun -n 8 dtkd teacher-cache` on CPUs: nobody says where they could meet."""
+    code = "from pipeline.system.device import processes; state = processes(); print(state.num_processes, state.device)"
+    environment = os.environ | {
+        "PMI_SIZE": "8",
+        "PMI_RANK": "3",
+        "WORLD_SIZE": "8",
+        "RANK": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "cpu"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")

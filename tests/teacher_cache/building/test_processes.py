@@ -28,7 +28,7 @@ OPTIONS = (
     "samples_per_shard=2",
 )
 LAUNCHERS = {
-    "torchrun": ("torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+    "torchrun": ("torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     "accelerate": ("pipeline.system.launch", "--num_processes", "2", "--main_process_port", "0"),
 }  # fmt: skip
 
