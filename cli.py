@@ -94,7 +94,10 @@ def teacher_cache(
         Path, typer.Argument(metavar="CACHE", help="Folder to write; the same command goes on.", show_default=False)
     ],
     teacher: Annotated[
-        str, typer.Option(help="embedded, embedded-bicubic, ldm[:ID], sd-x4[:ID], FOLDER, or import:FOLDER")
+        str,
+        typer.Option(
+            help="embedded, embedded-bicubic, ldm[:ID], sd-x4[:ID], FOLDER, import:FOLDER, or python:FILE:FACTORY"
+        ),
     ] = "embedded",
     degradation: Annotated[_Kind | None, typer.Option(help="How LR images are made.  [default: real]")] = None,
     scale: Annotated[int | None, typer.Option(help="HR pixels to an LR pixel.  [default: 4]")] = None,

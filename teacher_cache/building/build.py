@@ -21,9 +21,10 @@ from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
 from pipeline.teacher import Teacher
 from teacher_cache.building.crops import TileImages
+from teacher_cache.building.frozen import freeze
 from teacher_cache.building.lease import Lease, acquire
 from teacher_cache.building.manifest import FOLDERS, finalize
-from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, freeze, make_plan, refuse_seen
+from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, make_plan, refuse_seen
 from teacher_cache.building.samples import DeviceError, Photos, SampleMaker
 from teacher_cache.building.settings import BuildSettings
 from teacher_cache.building.survey import Survey, refuse_strangers, survey

@@ -1,10 +1,9 @@
 """The plan of a cache: every sample that will be in it, cut into shards, frozen before the first one is made.
 
-The plan is a function of corpus and settings alone. Processes that start together make the same plan; one of them
-writes it down, and whoever comes later compares: another corpus, teacher or setting is refused by name.
+The plan is a function of corpus, teacher and settings alone, so processes that start together make the same one; see
+`frozen` for how one of them writes it down and the others compare.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,18 +18,14 @@ from pipeline.corpus import Corpus, Skipped, Source
 from pipeline.schema import (
     SCHEMA,
     Json,
-    Manifest,
-    ShardRecord,
     Split,
-    canonical_bytes,
     canonical_json,
     check_schema,
-    difference,
     digest,
     shard_name,
 )
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import create_exclusive, read_json, sample_file
+from pipeline.system.files import read_json, sample_file
 from pipeline.teacher import Teacher
 from teacher_cache.building import crops
 from teacher_cache.building.crops import Tile
@@ -191,34 +186,6 @@ def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
         )
 
 
-def freeze(cache: Path, plan: Plan) -> None:
-    """Write plan.json, or check that the one that is there says the same.
-
-    Where plan.json was lost, the same command writes it again: what the cache's other files say must agree with it.
-
-    Raises:
-        DtkdError: the cache was begun with another corpus, teacher or setting (names the fields that differ).
-    """
-    path = cache / "plan.json"
-    if not path.exists():
-        _refuse(cache, _differences_from_remains(cache, plan))
-    if not create_exclusive(path, canonical_bytes(plan.to_json())):
-        old = load_plan(cache)
-        _refuse(cache, _differences(old, plan.fingerprint, plan.sources))
-
-
-def check_layout(cache: Path, layout: Layout) -> None:
-    """Check, where the cache was begun, that it was with this corpus and these settings; before the teacher is loaded.
-
-    Raises:
-        DtkdError: it was not, or its plan is damaged.
-    """
-    if (cache / "plan.json").exists():
-        old = load_plan(cache)
-        known = {name: value for name, value in old.fingerprint.items() if name in layout.fingerprint}
-        _refuse(cache, _differences(dataclasses.replace(old, fingerprint=known), layout.fingerprint, layout.identities))
-
-
 def load_plan(cache: Path) -> Plan:
     """Read plan.json.
 
@@ -235,34 +202,6 @@ def load_plan(cache: Path) -> Plan:
         raise DtkdError(f"{error}: remove it; {PLAN_AGAIN}") from error
     check_schema(data, "plan", cache, f"remove {cache / 'plan.json'}; {PLAN_AGAIN}")
     return Plan.from_json(data)
-
-
-def _differences(old: Plan, fingerprint: Json, sources: Sequence[tuple[str, int, int, str]]) -> list[str]:
-    changes = difference(old.fingerprint, fingerprint)
-    if changes and old.fingerprint.get("corpus") != fingerprint["corpus"]:
-        changes.append(_changed_sources(old.sources, sources))
-    return changes
-
-
-def _differences_from_remains(cache: Path, plan: Plan) -> list[str]:
-    """How the plan differs from what manifest and done records of a cache say, whose plan.json is missing."""
-    with contextlib.suppress(FileNotFoundError, DtkdError):
-        manifest = Manifest.from_json(read_json(cache / "manifest.json"))
-        return difference(manifest.fingerprint, plan.fingerprint)
-    for path in sorted((cache / "done").glob("*.json")):
-        with contextlib.suppress(DtkdError):
-            record = ShardRecord.from_json(read_json(path))
-            if record.fingerprint != plan.fingerprint_digest:
-                return [f"{path.name}: fingerprint {record.fingerprint} -> {plan.fingerprint_digest}"]
-    return []
-
-
-def _refuse(cache: Path, changes: Sequence[str]) -> None:
-    if changes:
-        raise DtkdError(
-            f"{cache} was begun differently ({'; '.join(changes)}): use the old corpus, teacher and settings to go on, "
-            "or another cache folder"
-        )
 
 
 def _layout_fingerprint(sources: Sequence[tuple[str, int, int, str]], settings: BuildSettings) -> Json:
@@ -314,17 +253,3 @@ def _shard_from_json(data: Json, sources: Sequence[tuple[str, int, int, str]]) -
         for key, number, x, y, width, height in data["samples"]
     )
     return PlannedShard(str(data["name"]), split, samples)
-
-
-def _changed_sources(old: Sequence[tuple[str, int, int, str]], new: Sequence[tuple[str, int, int, str]]) -> str:
-    before, after = {source[0]: source for source in old}, {source[0]: source for source in new}
-    groups = {
-        "gone": sorted(before.keys() - after.keys()),
-        "new": sorted(after.keys() - before.keys()),
-        "changed": sorted(name for name in before.keys() & after.keys() if before[name] != after[name]),
-    }
-    return "photos " + ", ".join(
-        f"{what}: {' '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in groups.items()
-        if names
-    )

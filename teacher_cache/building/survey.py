@@ -11,7 +11,8 @@ from pipeline.shards import done_path
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
 from pipeline.system.progress import clock_text
-from teacher_cache.building.plan import Layout, check_layout, lay_out
+from teacher_cache.building.frozen import check_layout
+from teacher_cache.building.plan import Layout, lay_out
 from teacher_cache.building.settings import BuildSettings
 
 _OURS = re.compile(r"done|leases|parts|manifest\.json|plan\.json")
