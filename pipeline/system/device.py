@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import UsageError
 
 
 def choose(name: str = "auto") -> str:
     """Torch device for `name`; `auto` is this process's GPU where there is one (by LOCAL_RANK), else `cpu`.
 
     Raises:
-        DtkdError: torch knows no such device, or it is not on this machine.
+        UsageError: torch knows no such device, or it is not on this machine.
     """
     import torch
 
@@ -23,7 +23,7 @@ def choose(name: str = "auto") -> str:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this kind
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DtkdError(f"the device {name!r} cannot be used here ({reason}): take auto, cpu or cuda:0") from error
+        raise UsageError(f"the device {name!r} cannot be used here ({reason}): take auto, cpu or cuda:0") from error
     return name
 
 

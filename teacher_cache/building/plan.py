@@ -28,7 +28,7 @@ from pipeline.schema import (
     digest,
     shard_name,
 )
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import create_exclusive, read_json, sample_file
 from teacher_cache.building import crops
 from teacher_cache.building.crops import Tile
@@ -89,7 +89,7 @@ class BuildSettings:
         """Check that a tile suits the scale, too; not before it is known that the teacher does."""
         multiple = math.lcm(8, self.degradation.scale)
         if self.tile < multiple or self.tile % multiple:
-            raise DtkdError(
+            raise UsageError(
                 f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
             )
 
