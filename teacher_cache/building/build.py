@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline import corpus as corpora
 from pipeline.corpus import Skipped
@@ -19,6 +20,8 @@ from pipeline.schema import Drift, Sample, SampleError, ShardRecord
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
+from pipeline.system.results import plain
+from pipeline.system.words import plural
 from teacher_cache.building.lease import Lease, acquire
 from teacher_cache.building.manifest import FOLDERS, finalize
 from teacher_cache.building.plan import BuildSettings, Plan, PlannedSample, PlannedShard, freeze, make_plan
@@ -63,6 +66,31 @@ class BuildResult:
     seconds: float
     teacher_seconds_per_image: float | None
     drift: Drift | None
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.complete else f"{self.cache} is not complete yet: run the same command again later"
+
+    def lines(self) -> list[str]:
+        """For people: what could not be used, then how the cache stands."""
+        lines = [f"skipped {item.id}: {item.reason}" for item in self.skipped]
+        for item in self.failures:
+            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
+            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
+        if self.failures_left_out:
+            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
+        made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
+        parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
+        parts += [f"{self.errors} failed"] if self.errors else []
+        parts += [f"teacher {self.teacher_seconds_per_image:.2f} s an image"] if self.teacher_seconds_per_image else []
+        parts += [f"colour drift {self.drift.mean:.2f} of 255"] if self.drift else []
+        lines.append(f"{self.cache}: {', '.join(parts)}")
+        return lines if self.complete else [*lines, "other processes are still at work on the rest"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return plain(self)
 
 
 def build_cache(
@@ -225,7 +253,7 @@ def _make_all(job: Job, tally: Tally) -> None:
         if busy and not job.settings.wait:
             return
         if busy == pending:
-            tally.report(f"waiting for {len(busy)} shards of other processes")
+            tally.report(f"waiting for {plural(len(busy), 'shard')} of other processes")
             time.sleep(_POLL)
         pending = busy
 

@@ -11,22 +11,26 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline import images
 from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
+from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir, read_json, sha256_file
 from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.results import plain
+from pipeline.system.words import plural
 from teacher_cache.building import crops
 from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
 from teacher_cache.building.samples import Image, restore
 from teacher_cache.building.writer import SUFFIX, read_record, reopen
-from teacher_cache.teachers import ImportedTeacher, Teacher
+from teacher_cache.teachers import ImportedTeacher, Teacher, load
 
 TOLERANCE = 1
 """Largest difference in 8-bit levels that a recomputed sample may show: another machine rounds floats differently."""
@@ -71,15 +75,33 @@ class VerifyResult:
     def advice(self) -> str:
         """What to do about it, in one line."""
         if self.repaired:
-            return (
-                f"{len(self.repaired)} shards were set back: run the same `dtkd teacher-cache` again to make them anew"
-            )
+            back = plural(len(self.repaired), "shard")
+            return f"set back {back}: run the same `dtkd teacher-cache` again to make them anew"
         if self.damage:
             names = _list(sorted({item.shard for item in self.damage}))
             return f"damaged: {names}; `dtkd verify {self.cache} --repair`, then the same `dtkd teacher-cache` again"
         if not self.ok:
             return "the teacher makes other pictures than the cached ones: other hardware, drivers or library versions?"
         return "sound"
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.ok else self.advice
+
+    def lines(self) -> list[str]:
+        """For people: every finding, then the counts and what to do."""
+        lines = [f"{item.shard}{f' {item.key}' if item.key else ''}: {item.reason}" for item in self.damage]
+        lines += [
+            f"{item.key}: made again, differs by at most {item.max_difference} of 255 (mean {item.mean_difference})"
+            for item in self.recomputed
+        ]
+        counts = f"{plural(self.shards, 'shard')}, {plural(self.samples, 'sound sample')}, {self.errors} failed ones"
+        return [*lines, f"{counts}: {self.advice}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values, the verdict and the advice."""
+        return {**plain(self), "ok": self.ok, "advice": self.advice}
 
 
 def verify_cache(
@@ -128,6 +150,19 @@ def verify_cache(
     return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), recomputed, repaired)
 
 
+def load_teacher(cache: Path, name: str | None = None, device: str = "auto") -> Any:
+    """The teacher that a cache was made with, or the one of that name, with the cache's scale, steps and precision.
+
+    Raises:
+        DtkdError: no cache, imported pictures, or no such teacher.
+    """
+    plan = load_plan(cache)
+    refuse_imported(plan)
+    made = plan.fingerprint["teacher"]
+    steps, dtype = made.get("steps") or None, made.get("dtype")
+    return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
+
+
 def refuse_imported(plan: Plan) -> None:
     """Check that a model made the cache's pictures.
 
@@ -149,7 +184,9 @@ def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
     if recompute:
         refuse_imported(plan)
     if recompute and teacher is None:
-        raise DtkdError(f"recomputing {recompute} samples needs the teacher that made the cache: {plan.teacher}")
+        raise DtkdError(
+            f"recomputing {plural(recompute, 'sample')} needs the teacher that made the cache: {plan.teacher}"
+        )
     if isinstance(teacher, ImportedTeacher):
         raise DtkdError("imported pictures cannot be recomputed: there is no model")
     if teacher and recompute:
