@@ -132,12 +132,17 @@ def _bar(title: str, stream: IO[str]) -> Iterator[OnProgress]:
             return Text(task.fields["live"], overflow="ellipsis", no_wrap=True)
 
     columns = (TextColumn("{task.description}"), BarColumn(), Live())
-    with Progress(*columns, console=Console(file=stream)) as progress:
-        task, pace = progress.add_task(title, total=None, live=""), Pace()
+    progress, pace = Progress(*columns, console=Console(file=stream)), Pace()
+    task = progress.add_task(title, total=None, live="")
 
-        def show(event: ProgressEvent) -> None:
-            rate, left = pace.observe(event)
-            live = plain_line("", event, rate, left).removeprefix(": ")
-            progress.update(task, completed=event.done, total=event.total or None, live=live)
+    def show(event: ProgressEvent) -> None:
+        progress.start()  # with the first event: work that is refused leaves no empty bar
+        rate, left = pace.observe(event)
+        live = plain_line("", event, rate, left).removeprefix(": ")
+        progress.update(task, completed=event.done, total=event.total or None, live=live)
 
+    try:
         yield show
+    finally:
+        if progress.live.is_started:
+            progress.stop()
