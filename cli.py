@@ -111,7 +111,7 @@ def teacher_cache(
     hold_out: Annotated[int | None, _option("Photos kept out of training.  [default: 2]")] = None,
     micro_batch: Annotated[int | None, _option("Tiles in one teacher call.  [default: 4]")] = None,
     retry_errors: Annotated[bool | None, _option("Make failed samples again.", "--retry-errors")] = None,
-    wait: Annotated[bool | None, _option("Wait for other processes' shards; else exit with 1.")] = None,
+    wait: Annotated[bool | None, _option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, _option("Precision of the teacher.")] = None,
     device: _Device = "auto",
     config_file: _Config = None,

@@ -67,6 +67,18 @@ def test_bar_on_a_terminal_shows_count_and_note(terminal, monkeypatch):
     assert "no errors" in text
 
 
+def test_a_summary_is_a_line_of_its_own(terminal):
+    plain = io.StringIO()
+    for stream in (plain, terminal):
+        with progress.report("stage one", stream=stream) as show:
+            show(ProgressEvent(0, 2, "tiles", summary="2 tiles of 1 photo, [none] skipped"))
+            show(ProgressEvent(2, 2, "tiles"))
+    first, *rest = plain.getvalue().splitlines()
+    assert first == "stage one: 2 tiles of 1 photo, [none] skipped"
+    assert first in terminal.getvalue()
+    assert [line.startswith("stage one: 2/2 tiles") for line in rest] == [False, True]
+
+
 def test_work_that_is_refused_leaves_no_empty_bar(terminal):
     with pytest.raises(ValueError), progress.report("stage one", stream=terminal):
         raise ValueError
