@@ -3,7 +3,7 @@
     RUN/checkpoints/step-00001000/   model.safetensors ema.safetensors optimizer.safetensors state.json
 
 `pipeline.training.run_folder` makes the folder appear whole. `load` reads the weights of any student, ours or an
-official SwinIR.
+official SwinIR, by file, run folder or name.
 """
 
 import dataclasses
@@ -21,12 +21,22 @@ from pipeline.training.run_folder import newest_checkpoint as newest
 from pipeline.training.run_folder import write_checkpoint
 from student.loss import GroupWeights
 from student.model.swinir import SwinIR
-from student.model.weight_files import load_student as load
+from student.model.weight_files import load_student
 from student.model.weight_files import save_student as save
+from student.networks import find_checkpoint
 
 __all__ = ["TrainState", "Training", "load", "newest", "read_state", "restore", "save", "save_training"]
 
 FORMAT = 1
+
+
+def load(path: str | Path) -> SwinIR:
+    """A ready network (see `load_student`) from a weight file, a run folder or the name of a shipped student.
+
+    Raises:
+        DtkdError: there is nothing of that name, or it holds no SwinIR.
+    """
+    return load_student(find_checkpoint(str(path)))
 
 
 @dataclass

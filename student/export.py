@@ -17,6 +17,7 @@ import torch
 
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes, ensure_dir
+from pipeline.system.results import plain
 from student.model.swinir import SwinIR
 from student.model.weight_files import load_student, read_metadata, save_student
 from student.networks import find_checkpoint
@@ -38,6 +39,21 @@ class Exported:
     bytes: int
     error: float | None
     """ONNX: largest absolute difference from torch over `CHECKED_SIZES`."""
+    half: bool = False
+    """Whether weights are stored as float16, and `error` is that of the network with such weights."""
+
+    failure = None
+    """See `pipeline.system.results.Result`: an export that differs is not written, and raises."""
+
+    def lines(self) -> list[str]:
+        """For people: the file, its size, and how exact it is."""
+        meant = "the network with float16 weights" if self.half else "the network"
+        same = f", differs from {meant} by at most {self.error:.1e}" if self.error is not None else ""
+        return [f"{self.path}: {self.format}, {self.bytes / 1e6:.2f} MB{same}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return plain(self)
 
 
 def format_of(out: Path, kind: Format | None = None) -> Format:
@@ -93,9 +109,9 @@ def export(
     ensure_dir(out.parent)
     if kind == "safetensors":
         save_student(_stored(model, half), out, metadata)
-        return Exported(out, kind, out.stat().st_size, None)
+        return Exported(out, kind, out.stat().st_size, None, half)
     error = _export_onnx(model, out, metadata, half, int8)
-    return Exported(out, kind, out.stat().st_size, error)
+    return Exported(out, kind, out.stat().st_size, error, half)
 
 
 def _round_to_half(model: SwinIR) -> None:
@@ -128,7 +144,7 @@ def _export_folder(model: SwinIR, out: Path, metadata: dict[str, Any], half: boo
     _stored(student, half)
     student.save_pretrained(out)
     written = [file for name in ("config.json", "model.safetensors", "README.md") if (file := out / name).exists()]
-    return Exported(out, "huggingface", sum(file.stat().st_size for file in written), None)
+    return Exported(out, "huggingface", sum(file.stat().st_size for file in written), None, half)
 
 
 def _export_onnx(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool, int8: bool) -> float:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.schema import SampleError
 from pipeline.system.device import cpu_threads
 from pipeline.system.errors import DtkdError
+from pipeline.system.results import plain
 from pipeline.teacher import Teacher
 from teacher_cache.building.build import prepare
 from teacher_cache.building.crops import TileImages
@@ -29,6 +30,29 @@ class Part:
     """Of one tile: median over the rounds."""
     share: float
     """Of the sum of all parts."""
+
+
+@dataclass(frozen=True)
+class TeacherBench:
+    """All parts, and how they were measured."""
+
+    teacher: str
+    steps: int
+    rounds: int
+    device: str
+    threads: int
+    rows: tuple[Part, ...]
+
+    failure = None
+    """See `pipeline.system.results.Result`."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return bench_lines(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"bench": "teacher", **plain(self)}
 
 
 def bench_teacher(

@@ -23,6 +23,7 @@ from pipeline.system.device import choose, out_of_memory
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir
 from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.words import plural
 from student import checkpoint
 from student.evaluation import metrics
 from student.evaluation.examples import Example, ExampleSet, bicubic, open_examples
@@ -105,6 +106,7 @@ class Evaluation:
     metrics: Loaded
     candidates: tuple[CandidateScores, ...]
     skipped: tuple[Skipped, ...]
+    out: Path | None = None  # where it was written to
 
     @property
     def metric_names(self) -> list[str]:
@@ -154,6 +156,17 @@ class Evaluation:
             means = [candidate.mean(name) for name in self.metric_names]
             rows.writerow([candidate.name, "MEAN", *("" if m is None else m for m in means), candidate.seconds or ""])
         return text.getvalue()
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return f"{plural(len(self.skipped), 'image')} could not be measured" if self.skipped else None
+
+    def lines(self) -> list[str]:
+        """For people, see `scores_text`."""
+        from student.evaluation.scores_text import score_lines
+
+        return [*score_lines(self, {}), *([f"written to {self.out}"] if self.out else [])]
 
 
 class _BrokenNetworkError(DtkdError):
@@ -209,7 +222,9 @@ def evaluate(
         raise DtkdError(f"no image of {data} could be measured: {skipped[-1].id}: {skipped[-1].reason}")
     found = tuple(CandidateScores(c.name, c.role, c.path, c.parameters, tuple(scores[c.name])) for c in candidates)
     loaded = _drop_failed(loaded, failures)
-    result = Evaluation(str(data), examples.kind, examples.scale, crop_border, device, loaded, found, tuple(skipped))
+    result = Evaluation(
+        str(data), examples.kind, examples.scale, crop_border, device, loaded, found, tuple(skipped), out
+    )
     if out:
         atomic_write_json(out / "metrics.json", result.to_json())
         atomic_write_bytes(out / "metrics.csv", result.to_csv().encode())

@@ -9,7 +9,6 @@ Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 """
 
 import contextlib
-import difflib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ import torch
 from pipeline import images
 from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
 from pipeline.system import torchvision_guard
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import UsageError
+from pipeline.system.words import nearest
 from student.evaluation import offline
 
 Image = npt.NDArray[np.uint8]
@@ -94,7 +94,7 @@ def load(names: Sequence[str], device: str = "cpu") -> Loaded:
         device: where pyiqa's networks run.
 
     Raises:
-        DtkdError: if a name is unknown; it names the nearest known one.
+        UsageError: if a name is unknown; it names the nearest known one.
     """
     ready: list[Metric] = []
     missing: list[Unavailable] = []
@@ -131,8 +131,8 @@ def _pyiqa(name: str, device: str) -> Metric | Unavailable:
         return Unavailable(name, f"pyiqa cannot be imported ({error})", "pip install 'dtkd[metrics]'")
     known = [n for n in DEFAULT_CONFIGS if n not in _NOT_PER_IMAGE]
     if name not in known:
-        near = difflib.get_close_matches(name, [*OURS, *known], n=1, cutoff=0)[0]
-        raise DtkdError(f"unknown metric {name!r}: the nearest known one is {near!r}")
+        near = nearest(name, [*OURS, *known], cutoff=0)
+        raise UsageError(f"unknown metric {name!r}: the nearest known one is {near!r}")
 
     create: Callable[..., Any] = pyiqa.create_metric
     pins = PINNED.get(name, {})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from student.model.swinir import SwinIR, SwinIRConfig
 
 __all__ = ["ModelSettings", "Preset", "SwinIR", "SwinIRConfig", "build", "preset_config", "preset_of"]
@@ -67,7 +67,7 @@ def preset_config(preset: str, scale: int = 4) -> SwinIRConfig:
         return SwinIRConfig(scale, 180, (6,) * 6, (6,) * 6, "nearest+conv")
     if preset == "real-l":
         return SwinIRConfig(scale, 240, (6,) * 9, (8,) * 9, "nearest+conv", "3conv")
-    raise DtkdError(f"there is no preset {preset!r}: choose one of {', '.join(get_args(Preset))}")
+    raise UsageError(f"there is no preset {preset!r}: choose one of {', '.join(get_args(Preset))}")
 
 
 def preset_of(config: SwinIRConfig) -> str:

@@ -18,6 +18,7 @@ from pipeline.schema import Manifest
 from pipeline.system.progress import clock_text
 from student.evaluation.evaluate import CandidateScores, Evaluation, Score
 from student.evaluation.metrics import Image, Metric
+from student.evaluation.scores_text import score_lines
 from student.report import curves
 from student.report.curves import RunCurves
 
@@ -60,6 +61,24 @@ class Report:
     def ratio(self) -> float | None:
         """How many times faster than its teacher the student is."""
         return self.teacher_seconds / self.student_seconds if self.teacher_seconds and self.student_seconds else None
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return self.evaluation.failure
+
+    def lines(self) -> list[str]:
+        """For people: the figures, the times, the file."""
+        lines = score_lines(self.evaluation, self.labels)
+        if self.ratio:
+            times = f"the teacher {self.teacher_seconds:.2f} s and the student {self.student_seconds:.3f} s"
+            lines.append(f"a held-out photo takes {times}: {self.ratio:.1f} times faster")
+        return [*lines, f"report: {self.path}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        times = {"teacher_seconds": self.teacher_seconds, "student_seconds": self.student_seconds, "ratio": self.ratio}
+        return {"report": str(self.path), **times, "evaluation": self.evaluation.to_json()}
 
 
 def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown: dict[str, dict[str, Image]]) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from pipeline.fidelity import psnr_y
 from pipeline.images import to_image, to_tensor
 from pipeline.system.device import fast_bf16, keep_freed_memory
-from pipeline.system.errors import DtkdError
-from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.errors import INTERRUPTED, DtkdError
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
+from pipeline.system.results import plain
 from pipeline.system.stop import StopSignals
+from pipeline.system.words import decibels, plural
 from pipeline.training.log import RunLog
 from pipeline.training.run_folder import claim
 from student.checkpoint import Training, TrainState
@@ -69,6 +71,26 @@ class TrainResult:
     def finished(self) -> bool:
         """Whether all planned steps are done."""
         return self.step >= self.steps
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.finished else INTERRUPTED
+
+    def lines(self) -> list[str]:
+        """For people: how far the run is and how good, and where its student is."""
+        if self.reused:
+            state = f"finished before, {plural(self.step, 'step')}; reused as it is (--fresh trains anew)"
+        else:
+            state = f"{self.step} of {plural(self.steps, 'step')} in {clock_text(self.seconds)} of training"
+        parts = [f"{self.run}: {state}"]
+        parts += [f"psnr_y {decibels(self.psnr_y)} on held-out samples"] if self.psnr_y is not None else []
+        parts += [f"{plural(self.skipped, 'step')} left out, not finite"] if self.skipped else []
+        return [", ".join(parts), f"student: {self.student}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {**plain(self), "finished": self.finished}
 
 
 class Seen(NamedTuple):

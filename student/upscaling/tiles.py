@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import UsageError
 
 Restore = Callable[[np.ndarray], np.ndarray]
 """Tiles float32 (n, C, h, w) in [0, 1] to (n, C, S * h, S * w); values outside [0, 1] are clipped later."""
@@ -64,13 +64,13 @@ def cut(size: int, tile: int, overlap: int, multiple: int) -> Axis:
     """Cut an axis into as few tiles of at most `tile` as possible, and make these as small as they then can be.
 
     Raises:
-        DtkdError: `tile` or `overlap` is no multiple of `multiple`, or `tile` is less than twice the overlap.
+        UsageError: `tile` or `overlap` is no multiple of `multiple`, or `tile` is less than twice the overlap.
     """
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value % multiple or value <= 0:
-            raise DtkdError(f"{name} must be a positive multiple of {multiple}, got {value}")
+            raise UsageError(f"{name} must be a positive multiple of {multiple}, got {value}")
     if tile < 2 * overlap:
-        raise DtkdError(
+        raise UsageError(
             f"tile must be at least twice the overlap of {overlap}, got {tile}: choose {2 * overlap} or more"
         )
     padded = _up(size, multiple)

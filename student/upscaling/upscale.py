@@ -12,7 +12,8 @@ from pipeline import images
 from pipeline.system.device import out_of_memory
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir
-from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
+from pipeline.system.words import plural
 from student.networks import Network
 from student.upscaling import writing
 from student.upscaling.memory import Cut, free_memory, plan_tiles
@@ -89,6 +90,19 @@ class UpscaleResult:
         written = [{**vars(w), "source": str(w.source), "target": str(w.target)} for w in self.written]
         reasons = {name: {str(r.source): r.reason for r in getattr(self, name)} for name in ("existing", "failed")}
         return {"written": written, **reasons}
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return f"{plural(len(self.failed), 'picture')} could not be upscaled" if self.failed else None
+
+    def lines(self) -> list[str]:
+        """For people: every picture, then the counts."""
+        lines = [f"{w.source} -> {w.target}: {w.width}x{w.height}, {clock_text(w.seconds)}" for w in self.written]
+        lines += [f"left alone {item.source}: {item.reason}" for item in self.existing]
+        lines += [f"failed {item.source}: {item.reason}" for item in self.failed]
+        counts = (len(self.written), len(self.existing), len(self.failed))
+        return [*lines, "{} written, {} left alone, {} failed".format(*counts)]
 
 
 def upscale(

@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.corpus import Skipped
 from pipeline.schema import Drift, Sample, SampleError, ShardRecord
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
+from pipeline.system.results import plain
+from pipeline.system.words import plural
 from pipeline.teacher import Teacher
 from teacher_cache.building.crops import TileImages
 from teacher_cache.building.frozen import freeze
@@ -68,6 +71,30 @@ class BuildResult:
     teacher_seconds_per_image: float | None
     drift: Drift | None
     warnings: tuple[str, ...]  # what may be wrong with the pictures that were made
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.complete else f"{self.cache} is not complete yet: run the same command again later"
+
+    def lines(self) -> list[str]:
+        """For people: what failed, then how the cache stands; skipped files were told before the work."""
+        lines = []
+        for item in self.failures:
+            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
+            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
+        if self.failures_left_out:
+            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
+        made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
+        parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
+        parts += [f"{self.errors} failed"] if self.errors else []
+        parts += [f"teacher {self.teacher_seconds_per_image:.2f} s an image"] if self.teacher_seconds_per_image else []
+        lines += [f"{self.cache}: {', '.join(parts)}", *(f"warning: {text}" for text in self.warnings)]
+        return lines if self.complete else [*lines, "other processes are still at work on the rest"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return plain(self)
 
 
 def build_cache(
@@ -240,7 +267,7 @@ def _make_all(work: Build, tally: Tally) -> None:
         if busy and not work.settings.wait:
             return
         if busy == pending:
-            tally.report(f"waiting for {len(busy)} shards of other processes")
+            tally.report(f"waiting for {plural(len(busy), 'shard')} of other processes")
             time.sleep(_POLL)
         pending = busy
 

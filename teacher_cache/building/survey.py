@@ -10,7 +10,7 @@ from pipeline.schema import ShardRecord
 from pipeline.shards import done_path
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
-from pipeline.system.progress import clock_text
+from pipeline.system.progress import ProgressEvent, clock_text
 from teacher_cache.building.frozen import check_layout
 from teacher_cache.building.plan import Layout, lay_out
 from teacher_cache.building.settings import BuildSettings
@@ -45,6 +45,10 @@ class Survey:
     def skipped(self) -> tuple[Skipped, ...]:
         """Files that cannot be used."""
         return self.layout.corpus.skipped
+
+    def begin(self) -> ProgressEvent:
+        """The first event of the work, which tells what will be done."""
+        return ProgressEvent(self.done, self.planned, "tiles", summary="\n".join(self.lines))
 
     @property
     def lines(self) -> list[str]:

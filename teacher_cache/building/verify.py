@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir, read_json, sha256_file
 from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.results import plain
+from pipeline.system.words import plural
 from pipeline.teacher import Teacher
 from teacher_cache.building import crops
 from teacher_cache.building.lease import acquire
@@ -74,15 +77,33 @@ class VerifyResult:
     def advice(self) -> str:
         """What to do about it, in one line."""
         if self.repaired:
-            return (
-                f"{len(self.repaired)} shards were set back: run the same `dtkd teacher-cache` again to make them anew"
-            )
+            back = plural(len(self.repaired), "shard")
+            return f"set back {back}: run the same `dtkd teacher-cache` again to make them anew"
         if self.damage:
             names = _list(sorted({item.shard for item in self.damage}))
             return f"damaged: {names}; `dtkd verify {self.cache} --repair`, then the same `dtkd teacher-cache` again"
         if not self.ok:
             return "the teacher makes other pictures than the cached ones: other hardware, drivers or library versions?"
         return "sound"
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.ok else self.advice
+
+    def lines(self) -> list[str]:
+        """For people: every finding, then the counts and what to do."""
+        lines = [f"{item.shard}{f' {item.key}' if item.key else ''}: {item.reason}" for item in self.damage]
+        lines += [
+            f"{item.key}: made again, differs by at most {item.max_difference} of 255 (mean {item.mean_difference})"
+            for item in self.recomputed
+        ]
+        counts = f"{plural(self.shards, 'shard')}, {plural(self.samples, 'sound sample')}, {self.errors} failed ones"
+        return [*lines, f"{counts}: {self.advice}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values, the verdict and the advice."""
+        return {**plain(self), "ok": self.ok, "advice": self.advice}
 
 
 def verify_cache(
@@ -164,7 +185,9 @@ def _list(names: Sequence[str]) -> str:
 
 def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
     if recompute and teacher is None:
-        raise DtkdError(f"recomputing {recompute} samples needs the teacher that made the cache: {plan.teacher}")
+        raise DtkdError(
+            f"recomputing {plural(recompute, 'sample')} needs the teacher that made the cache: {plan.teacher}"
+        )
     if teacher and recompute:
         changes = difference(plan.fingerprint.get("teacher"), json.loads(json.dumps(teacher.fingerprint())), "teacher")
         if changes:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -21,9 +21,11 @@ from torch.utils.data import DataLoader
 from pipeline import corpus as corpora
 from pipeline.degradation import Degradation
 from pipeline.system.device import fast_bf16, keep_freed_memory
-from pipeline.system.errors import DtkdError
-from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.errors import INTERRUPTED, DtkdError
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
+from pipeline.system.results import plain
 from pipeline.system.stop import StopSignals
+from pipeline.system.words import decibels, plural
 from pipeline.training.log import RunLog
 from pipeline.training.run_folder import claim
 from teacher_cache.teachers.haar_diffusion import HaarDiffusionPipeline
@@ -63,6 +65,26 @@ class TeacherTrainingResult:
     def finished(self) -> bool:
         """Whether all planned steps are done."""
         return self.step >= self.steps
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.finished else INTERRUPTED
+
+    def lines(self) -> list[str]:
+        """For people: what could not be used, how far the run is, how good its teacher is."""
+        time_taken = f"{clock_text(self.seconds)} of training"
+        state = "finished before, reused as it is" if self.reused else time_taken
+        lines = [f"skipped {item.id}: {item.reason}" for item in self.skipped]
+        lines.append(f"{self.teacher.parent}: {self.step} of {plural(self.steps, 'step')}, {state}")
+        if self.psnr_y is not None and self.psnr_y_bicubic is not None:
+            ours, bicubic = decibels(self.psnr_y), decibels(self.psnr_y_bicubic)
+            lines.append(f"psnr_y {ours} on held-out photos, bicubic {bicubic}")
+        return [*lines, f"teacher: {self.teacher}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return {**plain(self), "finished": self.finished}
 
 
 def train_teacher(

@@ -79,6 +79,15 @@ def test_weights_in_a_checkpoint_are_students(trained, tmp_path):
     assert_same_tensors(checkpoint.load(path / "ema.safetensors").state_dict(), trained.ema.state_dict())
 
 
+def test_a_run_folder_and_a_shipped_name_stand_for_their_students(trained, tmp_path):
+    checkpoint.save(trained.ema, tmp_path / "student.safetensors", {})
+    for key, value in checkpoint.load(tmp_path).state_dict().items():
+        assert torch.equal(value, trained.ema.state_dict()[key])
+    assert checkpoint.load("tiny-x4").preset == "tiny"
+    with pytest.raises(DtkdError, match="a run that has saved once"):
+        checkpoint.load(tmp_path.parent)
+
+
 def test_the_newest_are_kept(trained, tmp_path):
     for number in (5, 10, 15, 100):
         checkpoint.save_training(tmp_path, trained, state_at(number), keep=2)
