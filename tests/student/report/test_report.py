@@ -1,3 +1,4 @@
+import html
 import re
 from base64 import b64decode
 from dataclasses import replace
@@ -11,7 +12,8 @@ from cache_support import NoisyBicubic, make_corpus, settings
 from pipeline import config, images
 from pipeline.system.errors import DtkdError
 from student.report import curves
-from student.report.page import DTKD, GT_ONLY, busiest_square
+from student.report.page import DTKD, GT_ONLY
+from student.report.pictures import busiest_square
 from student.report.write import write_report
 from student.stream import open_cache
 from student.training.loop import RunSettings, train
@@ -28,6 +30,8 @@ def made(tmp_path_factory):
     """A cache with two held-out photos, a GT-only and a DTKD run, and their report."""
     folder = tmp_path_factory.mktemp("report")
     corpus = make_corpus(folder / "photos <with> & odd name")
+    for photo in list(corpus.iterdir()):
+        photo.rename(photo.with_name(f"<img src=x onerror=alert(1)>{photo.name}"))
     build_cache(str(corpus), folder / "cache", NoisyBicubic(), settings(hold_out=2))
     train(folder / "cache", folder / "gt", config.load(RunSettings, None, [*BUDGET, "loss.lambda_max=0"]))
     train(folder / "cache", folder / "dtkd", config.load(RunSettings, None, BUDGET))
@@ -74,7 +78,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
 def test_the_pictures_are_the_cached_ones_bit_for_bit(made, page):
     sources = re.findall(r'<img src="data:image/webp;base64,([^"]+)" width="128" height="128" alt="([^"]+)"', page)
     assert len(sources) == 2 * 5
-    pictures = {alt: images.decode_webp(b64decode(data)) for data, alt in sources}
+    pictures = {html.unescape(alt): images.decode_webp(b64decode(data)) for data, alt in sources}
     held_out = open_cache(made.path.parents[1] / "cache", "val")
     for item in (held_out[0], held_out[1]):
         name = item.meta["source"].removesuffix(".png")
@@ -117,6 +121,13 @@ def test_names_are_escaped_and_settings_differ_visibly(page):
     assert "<with>" not in page
     assert re.search(r"<code>loss\.lambda_max</code></th><td class=wrap>0\.0</td><td class=wrap>1\.0</td>", page)
     assert "started from scratch" in page
+
+
+def test_a_photo_that_is_named_like_an_element_stays_text(page):
+    elements = Elements(page).found
+    assert not [tag for tag, attributes in elements if "onerror" in attributes or attributes.get("src") == "x"]
+    assert page.count("<h3>&lt;img src=x onerror=alert(1)&gt;") == 2
+    assert sum(attributes.get("alt", "").startswith("<img src=x onerror=alert(1)>") for _, attributes in elements) == 10
 
 
 def test_without_a_gt_only_run_the_rest_stands(made, tmp_path):
