@@ -1,4 +1,4 @@
-"""The one exception that means: the user can put this right."""
+"""The exceptions that mean: the user can put this right."""
 
 
 class DtkdError(Exception):
@@ -6,3 +6,7 @@ class DtkdError(Exception):
 
     The command line prints the message and exits with 1, without a traceback.
     """
+
+
+class UsageError(DtkdError):
+    """Wrong usage: exit code 2."""

@@ -108,6 +108,12 @@ def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown:
     )
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `render` made."""
+    with open(path, "rb") as file:
+        return b"<title>DTKD report: " in file.read(1000)
+
+
 def _row(report: Report, label: str) -> CandidateScores | None:
     return next((c for c in report.evaluation.candidates if report.labels[c.name] == label), None)
 

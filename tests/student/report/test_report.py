@@ -10,7 +10,7 @@ import pytest
 from cache_support import NoisyBicubic, make_corpus, settings
 
 from pipeline import config, images
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from student.report import curves
 from student.report.page import DTKD, GT_ONLY
 from student.report.pictures import busiest_square
@@ -180,3 +180,43 @@ def test_a_report_without_pyiqa_has_the_other_figures(made, monkeypatch, tmp_pat
     assert report.evaluation.metric_names == ["psnr_y", "ssim_y", "teacher_psnr_y"]
     assert "piqe is missing: pyiqa cannot be imported" in report.path.read_text()
     assert replace(report, teacher_seconds=None).ratio is None
+
+
+class TestWhatIsThere:
+    """Nothing that we did not make is replaced; all of it is found before the work, so a cache need not even exist."""
+
+    @pytest.mark.parametrize("name", ["photo.png", "report", "page.html.bak"])
+    def test_another_suffix_is_refused(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"mine")
+        with pytest.raises(UsageError, match=r"is no name for a report: expected \.html or \.htm"):
+            write_report(tmp_path / "cache", tmp_path / "run", tmp_path / name, overwrite=True)
+        assert (tmp_path / name).read_bytes() == b"mine"
+
+    def test_a_page_of_someone_else_is_never_replaced(self, tmp_path):
+        (tmp_path / "index.html").write_text("<!doctype html><title>My garden</title>")
+        for overwrite in (False, True):
+            with pytest.raises(DtkdError, match=r"index\.html exists and is not a report of ours"):
+                write_report(tmp_path / "cache", tmp_path / "run", tmp_path / "index.html", overwrite=overwrite)
+        (tmp_path / "folder.html").mkdir()
+        with pytest.raises(DtkdError, match=r"folder\.html is a folder"):
+            write_report(tmp_path / "cache", tmp_path / "run", tmp_path / "folder.html")
+
+    def test_an_earlier_report_is_replaced_when_asked(self, made):
+        folder, before = made.path.parents[1], made.path.read_bytes()
+        with pytest.raises(DtkdError, match=r"report\.html exists: pass --overwrite"):
+            write_report(folder / "cache", folder / "dtkd", made.path)
+        assert made.path.read_bytes() == before
+        try:
+            write_report(folder / "cache", folder / "dtkd", made.path, overwrite=True)
+            assert GT_ONLY not in made.path.read_text()
+        finally:
+            made.path.write_bytes(before)
+
+
+def test_a_student_of_another_cache_is_refused(made, tmp_path):
+    """Its training photos may be the ones that are held out here."""
+    folder = made.path.parents[1]
+    build_cache(str(make_corpus(tmp_path / "photos")), tmp_path / "cache", NoisyBicubic(), settings(hold_out=2, seed=1))
+    with pytest.raises(DtkdError, match=r"dtkd was not trained on the samples of .*cache: it may have seen the photos"):
+        write_report(tmp_path / "cache", folder / "dtkd", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
