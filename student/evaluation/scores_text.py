@@ -29,6 +29,7 @@ def score_lines(found: Evaluation, labels: Mapping[str, str]) -> list[str]:
         )
     images = len(found.candidates[0].images)
     lines = [*_table(rows), f"{images} images, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
+    lines += found.remarks
     lines += [f"skipped {item.id}: {item.reason}" for item in found.skipped]
     return lines + [f"{u.name} is not available: {u.reason}; {u.remedy}" for u in found.metrics.unavailable]
 

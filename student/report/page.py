@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from pipeline.schema import Manifest
 from pipeline.system.progress import clock_text
-from student.evaluation.evaluate import CandidateScores, Evaluation, Score
 from student.evaluation.metrics import Image, Metric
+from student.evaluation.scores import CandidateScores, Evaluation, Score
 from student.report import curves
 from student.report.curves import RunCurves
 from student.report.pictures import busiest_square, data_uri

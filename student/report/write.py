@@ -17,9 +17,9 @@ from pipeline.system.stop import terminate_as_interrupt
 from student.evaluation import metrics
 from student.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from student.evaluation.metrics import Image
-from student.report.curves import read_curves
 from student.model.weight_files import read_metadata
 from student.networks import find_checkpoint
+from student.report.curves import read_curves
 from student.report.page import BICUBIC, DTKD, GT_ONLY, TEACHER, TRUTH, Report, ReportRun, is_report, render
 from student.stream import open_cache
 
