@@ -5,6 +5,8 @@ bits by rounding; of 16-bit RGB Pillow keeps the high byte, at most one level be
 """
 
 import io
+import os
+import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -155,10 +157,12 @@ def opened(
     """Open an image with Pillow, its pixels not read yet, for the block.
 
     Raises:
-        ImageError: whatever the decoder raised, at opening or in the block; or more than MAX_PIXELS.
+        ImageError: whatever the decoder raised, at opening or in the block; no regular file; or more than MAX_PIXELS.
     """
     name = name or str(file)
     try:
+        if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ImageError(name, "no regular file")  # opening a pipe would wait for somebody to write into it
         with Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
