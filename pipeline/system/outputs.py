@@ -1,7 +1,7 @@
 """The one rule of everything that writes for the user, checked before the work.
 
 What exists is replaced only when that was asked for, and then only what the same command wrote: a page replaces a page
-of ours, never a photo. Pictures, which do not say who made them, are replaced by pictures.
+of ours, never a photo. Pictures do not say who made them: who asks for it has them replaced.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,14 +24,14 @@ def check_suffix(path: Path, suffixes: Iterable[str], what: str) -> None:
         raise UsageError(f"{path} is no name for {what}: expected {' or '.join(suffixes)}, got {path.suffix or 'none'}")
 
 
-def check_file(path: Path, what: str, overwrite: bool, is_ours: IsOurs) -> None:
+def check_file(path: Path, what: str, overwrite: bool, is_ours: IsOurs | None = None) -> None:
     """Make sure that a result may take the name `path`.
 
     Args:
         path: where the result will be.
         what: it will be ("a report"), for people.
         overwrite: replace an earlier result.
-        is_ours: tells an earlier result from other files.
+        is_ours: tells an earlier result from other files; None where nothing does.
 
     Raises:
         DtkdError: `path` is a folder or the like, exists and `overwrite` was not asked for, or is no earlier result.
@@ -42,7 +42,7 @@ def check_file(path: Path, what: str, overwrite: bool, is_ours: IsOurs) -> None:
         raise DtkdError(f"{path} is a folder, and {what} is one file: give it a name, for example {path / path.name}")
     if not path.is_file():
         raise DtkdError(f"{path} is no regular file: choose another name for {what}")
-    if not is_ours(path):
+    if is_ours and not is_ours(path):
         raise DtkdError(f"{path} exists and is not {what} of ours: it is left alone, choose another name")
     if not overwrite:
         raise DtkdError(f"{path} exists: pass --overwrite to replace it")
