@@ -18,14 +18,11 @@ from typer.core import TyperGroup
 
 from pipeline import config
 from pipeline.system import progress
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
+from pipeline.system.stop import sigterm_interrupts
 
 EXIT_FAILURE, EXIT_USAGE = 1, 2
 _T = TypeVar("_T")
-
-
-class _UsageError(DtkdError):
-    """Options or settings that cannot be: exit code 2."""
 
 
 class _Commands(TyperGroup):
@@ -34,9 +31,10 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was parsed."""
         try:
-            return super().invoke(ctx)
+            with sigterm_interrupts():
+                return super().invoke(ctx)
         except DtkdError as error:
-            _fail(str(error), EXIT_USAGE if isinstance(error, _UsageError) else EXIT_FAILURE)
+            _fail(str(error), EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILURE)
         except KeyboardInterrupt:
             _fail("interrupted; run the same command again to go on")
         except OSError as error:
@@ -144,7 +142,7 @@ def teacher_cache(
     try:
         build_settings.check_tile()
     except DtkdError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     with progress.report("teacher-cache", quiet=_quiet(as_json)) as on_progress:
         result = build.build_cache(_home(corpus), cache.expanduser(), loaded, build_settings, on_progress)
     _tell(as_json, _plain(result), _cache_lines(result))
@@ -249,6 +247,7 @@ def evaluate(
         "psnr_y,ssim_y,piqe"
     ),
     out: Annotated[Path | None, typer.Option(help="Write metrics.json, metrics.csv and pictures there.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier evaluation in --out.")] = False,
     crop_border: Annotated[
         int | None, typer.Option(help="Pixels left out by psnr_y, ssim_y.  [default: scale]")
     ] = None,
@@ -270,10 +269,12 @@ def evaluate(
     try:
         settings = EvaluationSettings(names, crop_border, scale, limit, device)
     except DtkdError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
     paths, out = [_home(name) for name in checkpoints], out.expanduser() if out else None
     with progress.report("evaluate", quiet=_quiet(as_json)) as on_progress:
-        result = run_evaluation(paths, data.expanduser(), settings, out=out, on_progress=on_progress)
+        result = run_evaluation(
+            paths, data.expanduser(), settings, out=out, overwrite=overwrite, on_progress=on_progress
+        )
     lines = [*score_lines(result, {}), *([f"written to {out}"] if out else [])]
     _tell(as_json, result.to_json(), lines)
     if result.skipped:
@@ -332,6 +333,7 @@ def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="HTML file to write.", show_default=False)],
     dtkd: Annotated[Path, typer.Option(help="Run folder of the distilled student.", show_default=False)],
     gt_only: Annotated[Path | None, typer.Option(help="Run folder trained on the ground truth only.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier report.")] = False,
     device: _Device = "auto",
     as_json: _Json = False,
 ) -> None:
@@ -351,6 +353,7 @@ def report(
             out.expanduser(),
             gt_only=folder,
             device=device,
+            overwrite=overwrite,
             on_progress=on_progress,
         )
     lines = score_lines(made.evaluation, made.labels)
@@ -392,6 +395,7 @@ def upscale(
         typer.Option("--format", help="Of results in a folder.  [default: the picture's]"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
+    scale: Annotated[int | None, typer.Option(help="Reduce the results to this scale.")] = None,
     max_megapixels: Annotated[int, typer.Option(min=1, help="Refuse larger results.")] = 1100,
     device: _Device = "auto",
     as_json: _Json = False,
@@ -406,9 +410,9 @@ def upscale(
     from student.upscaling.upscale import upscale as run_upscale
 
     if tile != "auto" and not tile.isdecimal():
-        raise _UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
+        raise UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
     size = None if tile == "auto" else int(tile)
-    settings = UpscaleSettings(size, overlap, overwrite, f".{kind}" if kind else None, max_megapixels)
+    settings = UpscaleSettings(size, overlap, overwrite, f".{kind}" if kind else None, max_megapixels, scale)
     network = load_network(_home(checkpoint), device)
     with progress.report("upscale", quiet=_quiet(as_json)) as on_progress:
         result = run_upscale([_home(name) for name in inputs], output.expanduser(), network, settings, on_progress)
@@ -445,6 +449,7 @@ def export(
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store weights as float16; computing stays float32.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX: linear layers in int8, faster on CPUs.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Write a student in a form that other programs read.
@@ -454,7 +459,7 @@ def export(
     """
     from student.export import export as run_export
 
-    made = run_export(_home(checkpoint), out.expanduser(), kind, half=half, int8=int8)
+    made = run_export(_home(checkpoint), out.expanduser(), kind, half=half, int8=int8, overwrite=overwrite)
     meant = "the network with float16 weights" if half else "the network"
     same = f", differs from {meant} by at most {made.error:.1e}" if made.error is not None else ""
     _tell(as_json, _plain(made), [f"{made.path}: {made.format}, {made.bytes / 1e6:.2f} MB{same}"])
@@ -520,7 +525,7 @@ def _settings(cls: type[_T], file: Path | None, overrides: Sequence[str] | None,
     try:
         return config.load(cls, file.expanduser() if file else None, [*(overrides or []), *options])
     except DtkdError as error:
-        raise _UsageError(str(error)) from error
+        raise UsageError(str(error)) from error
 
 
 def _teacher_of(cache: Path, name: str | None, device: str) -> Any:

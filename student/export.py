@@ -18,7 +18,6 @@ import torch
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, ensure_dir, read_json
 from pipeline.system.outputs import check_file, check_folder
-from pipeline.system.stop import terminate_as_interrupt
 from student.model.swinir import SwinIR
 from student.model.weight_files import load_student, read_metadata, save_student
 from student.networks import find_checkpoint
@@ -64,7 +63,6 @@ def format_of(out: Path, kind: Format | None = None) -> Format:
     return meant
 
 
-@terminate_as_interrupt()
 def export(
     checkpoint: str | Path,
     out: Path,

@@ -289,7 +289,7 @@ class TestMistakes:
         assert "nowhere.pth" in refused("evaluate", tmp_path / "nowhere.pth", "--data", cache)
 
     def test_an_unknown_metric_and_teacher(self, cache, photos, tmp_path):
-        assert "'psnr_x'" in refused("evaluate", "bicubic", "--data", cache, "--metrics", "psnr_x")
+        assert "'psnr_x'" in refused("evaluate", "bicubic", "--data", cache, "--metrics", "psnr_x", code=2)
         assert "no teacher 'nobody'" in refused("teacher-cache", photos, tmp_path / "c", "--teacher", "nobody")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

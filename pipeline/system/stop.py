@@ -38,20 +38,16 @@ class StopSignals:
 
 
 @contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """Within the block, or the function that this decorates, SIGTERM raises KeyboardInterrupt, as Ctrl-C does.
+def sigterm_interrupts() -> Iterator[None]:
+    """Within the block SIGTERM, which schedulers send, interrupts as Ctrl-C does: with KeyboardInterrupt.
 
-    Schedulers send it; without a handler nobody cleans up. Outside the main thread signals are left alone.
+    Outside the main thread, where Python allows no handlers, the signal is left alone.
     """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

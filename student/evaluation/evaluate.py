@@ -17,7 +17,6 @@ from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
 from pipeline.system.progress import OnProgress, ProgressEvent
-from pipeline.system.stop import terminate_as_interrupt
 from student.evaluation import metrics
 from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_networks
 from student.evaluation.examples import Example, ExampleSet, open_examples
@@ -75,7 +74,6 @@ class _Work:
     """Metrics that failed, and why."""
 
 
-@terminate_as_interrupt()
 def evaluate(
     checkpoints: Sequence[str | Path],
     data: Path,

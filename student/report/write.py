@@ -13,7 +13,6 @@ from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes, ensure_dir
 from pipeline.system.outputs import check_file, check_suffix
 from pipeline.system.progress import OnProgress
-from pipeline.system.stop import terminate_as_interrupt
 from student.evaluation import metrics
 from student.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from student.evaluation.metrics import Image
@@ -29,7 +28,6 @@ METRICS = (*metrics.DEFAULT_METRICS, "teacher_psnr_y")
 PHOTOS = 8  # shown as pictures; the figures are over all held-out photos
 
 
-@terminate_as_interrupt()
 def write_report(
     cache: Path,
     dtkd: Path,

@@ -14,7 +14,6 @@ from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.outputs import check_file
 from pipeline.system.progress import OnProgress, ProgressEvent
-from pipeline.system.stop import terminate_as_interrupt
 from student.networks import Network
 from student.upscaling import writing
 from student.upscaling.memory import Batching, fit_into_memory, free_memory
@@ -96,7 +95,6 @@ class UpscaleResult:
         return {"written": written, **reasons}
 
 
-@terminate_as_interrupt()
 def upscale(
     inputs: Sequence[str],
     output: Path,

@@ -15,7 +15,9 @@ from PIL import ExifTags, Image, ImageCms
 from skimage import data
 from spandrel.architectures.Compact import Compact
 from swinir_oracle import SMALL, oracle, randomised
+from typer.testing import CliRunner
 
+import cli
 from pipeline.filters import resize_bicubic
 from pipeline.system.errors import DtkdError, UsageError
 from student import networks
@@ -332,18 +334,20 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_no_half_a_picture(tmp_path, number):
+def test_a_signal_leaves_no_half_a_picture(tmp_path, monkeypatch, number):
     save_any(tmp_path / "in.png", noise(100, 60, 3))
-    before = signal.getsignal(signal.SIGTERM)
+    before, whole = signal.getsignal(signal.SIGTERM), nearest()
 
-    def stop(event):
-        assert event.done == 0 or list(tmp_path.glob(".out.png.*.tmp"))
-        if event.done == 2:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if list(tmp_path.glob(".out.png.*.tmp")):
             os.kill(os.getpid(), number)
+        return whole.forward(x)
 
-    with pytest.raises(KeyboardInterrupt):
-        small = UpscaleSettings(tile=64, overlap=16)
-        upscale([str(tmp_path / "in.png")], tmp_path / "out.png", nearest(), small, stop)
+    network = Network("nearest", 2, 8, "cpu", 1000, forward)
+    monkeypatch.setattr(networks, "load_network", lambda *_: network)
+    command = ["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--tile", "64"]
+    done = CliRunner().invoke(cli.app, command)
+    assert (done.exit_code, done.stderr.splitlines()[-1].partition(";")[0]) == (1, "dtkd: interrupted")
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -441,8 +445,6 @@ def test_shipped_students_are_found_by_name(tmp_path, monkeypatch):
 
 
 def test_the_command_takes_the_default_student():
-    import cli
-
     assert inspect.signature(cli.upscale).parameters["checkpoint"].default == networks.DEFAULT
 
 
