@@ -1,7 +1,7 @@
 """The report as an HTML page: one file with pictures, curves, style and script inside.
 
 Here is what the page says; how it looks stands in `assets/report.html`, a Jinja2 template that escapes whatever it is
-given. Only the curves, which are SVG of our own, go in as they are.
+given. Only the curves go in as they are: SVG of our own, in which matplotlib has escaped the names of the runs.
 """
 
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.schema import Manifest
 from pipeline.system.progress import clock_text
@@ -125,11 +124,10 @@ def _mean(report: Report, label: str, metric: str) -> float | None:
 
 def _headline(report: Report) -> str:
     student, bicubic = _mean(report, DTKD, "psnr_y"), _mean(report, BICUBIC, "psnr_y")
-    assert student is not None and bicubic is not None
-    gain = f"{abs(student - bicubic):.2f} dB {'above' if student >= bicubic else 'below'} bicubic"
-    if report.ratio is None:
-        return f"The distilled student: {gain}"
-    return f"The distilled student: {_ratio_text(report.ratio)} faster than its teacher, {gain}"
+    parts = [f"{_ratio_text(report.ratio)} faster than its teacher"] if report.ratio else []
+    if student is not None and bicubic is not None:
+        parts.append(f"{abs(student - bicubic):.2f} dB {'above' if student >= bicubic else 'below'} bicubic")
+    return f"The distilled student: {', '.join(parts)}" if parts else "The distilled student"
 
 
 def _lead(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -> str:
@@ -189,6 +187,7 @@ def _table_note(report: Report) -> str:
         f"Means over the held-out photos; arrows point to better. psnr_y (dB) and ssim_y on 8-bit BT.601 luma, "
         f"{found.crop_border} border pixels left out. Blue: the best, ground truth aside.",
         *(f"{u.name} is missing: {u.reason}." for u in found.metrics.unavailable),
+        *(f"{remark}." for remark in found.remarks),
     ]
     gaps = [text for m in found.metrics.metrics if (text := _gap(report, m))]
     if gaps:
@@ -234,7 +233,7 @@ def _captions(report: Report, score: Score) -> Iterator[str]:
             yield f"{metric.name} {_number(score.values[metric.name], metric.name)}"
 
 
-def _curves(runs: Sequence[ReportRun]) -> Iterator[tuple[Markup, str]]:
+def _curves(runs: Sequence[ReportRun]) -> Iterator[tuple[str, str]]:
     """Figures as SVG, each with its caption."""
     logs = [run.curves for run in runs]
     captions = [
@@ -242,7 +241,7 @@ def _curves(runs: Sequence[ReportRun]) -> Iterator[tuple[Markup, str]]:
         (curves.groups(logs[-1]), "DTKD: distance to the teacher in each frequency group, and the weight lambda."),
         (curves.validation(logs), "Fidelity on held-out samples while training."),
     ]
-    return ((Markup(svg), text) for svg, text in captions if svg)  # matplotlib escapes the names of the runs
+    return ((svg, text) for svg, text in captions if svg)
 
 
 def _times(report: Report, manifest: Manifest) -> Iterator[tuple[str, str]]:

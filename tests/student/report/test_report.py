@@ -12,7 +12,7 @@ from cache_support import NoisyBicubic, make_corpus, settings
 from pipeline import config, images
 from pipeline.system.errors import DtkdError, UsageError
 from student.report import curves
-from student.report.page import DTKD, GT_ONLY
+from student.report.page import DTKD, GT_ONLY, _headline, _table_note
 from student.report.pictures import busiest_square
 from student.report.write import write_report
 from student.stream import open_cache
@@ -128,6 +128,18 @@ def test_a_photo_that_is_named_like_an_element_stays_text(page):
     assert not [tag for tag, attributes in elements if "onerror" in attributes or attributes.get("src") == "x"]
     assert page.count("<h3>&lt;img src=x onerror=alert(1)&gt;") == 2
     assert sum(attributes.get("alt", "").startswith("<img src=x onerror=alert(1)>") for _, attributes in elements) == 10
+
+
+def test_where_all_photos_are_exact_the_page_says_so_instead_of_a_mean(made):
+    """As for flat pictures, which bicubic restores exactly: their psnr_y is infinite."""
+    found = made.evaluation
+    exact = {"psnr_y": tuple(score.id for score in found.candidates[0].images)}
+    report = replace(
+        made, evaluation=replace(found, candidates=tuple(replace(c, exact=exact) for c in found.candidates))
+    )
+    assert re.fullmatch(r"The distilled student: [\d.]+ times faster than its teacher", _headline(report))
+    assert _headline(replace(report, teacher_seconds=None)) == "The distilled student"
+    assert "left out of all its means" in _table_note(report)
 
 
 def test_without_a_gt_only_run_the_rest_stands(made, tmp_path):
