@@ -34,7 +34,7 @@ demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then 
 	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
-	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd
+	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd --overwrite
 
 teacher-cache: $(STAMP)  ## stage one: CORPUS=~/photos CACHE=runs/cache TEACHER=embedded ARGS="--degradation bicubic"
 	$(BIN)/dtkd teacher-cache "$(CORPUS)" "$(CACHE)" --teacher "$(TEACHER)" $(ARGS)

@@ -81,6 +81,7 @@ _Set = Annotated[list[str] | None, _option("One setting; repeatable.", "--set", 
 _Version = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]
 _Json = Annotated[bool, _option("Print one JSON object instead of text, and no progress.", "--json")]
 _Kind = Literal["bicubic", "real", "paired"]
+_Overwrite = Annotated[bool, _option("Replace what an earlier command wrote.", "--overwrite")]
 _Picture = Literal["png", "webp", "jpg", "tif"]
 _Form = Literal["safetensors", "onnx", "huggingface"]
 
@@ -217,6 +218,7 @@ def evaluate(
     data: Annotated[Path, _option("Folder with HR/ and LR/, or one of them; or a cache.")],
     metrics: Annotated[str, _option("psnr_y, ssim_y, and pyiqa's names, by commas.")] = "psnr_y,ssim_y,piqe",
     out: Annotated[Path | None, _option("Write metrics.json, metrics.csv and pictures there.")] = None,
+    overwrite: _Overwrite = False,
     crop_border: Annotated[int | None, _option("Pixels left out by psnr_y, ssim_y.  [default: scale]")] = None,
     scale: Annotated[int | None, _option("Only needed for bicubic alone.  [default: 4]")] = None,
     limit: Annotated[int | None, _option("Take the first images only.")] = None,
@@ -233,7 +235,7 @@ def evaluate(
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
     given = {"metrics": names, "crop_border": crop_border, "scale": scale, "limit": limit, "device": device}
     how = config.load(evaluation.EvaluationSettings, values=given)
-    return evaluation.evaluate(checkpoints, data, how, out=out, on_progress=on_progress)
+    return evaluation.evaluate(checkpoints, data, how, out=out, overwrite=overwrite, on_progress=on_progress)
 
 
 @_command
@@ -243,6 +245,7 @@ def report(
     out: Annotated[Path, _argument("OUT", "HTML file to write.")],
     dtkd: Annotated[Path, _option("Run folder of the distilled student.")],
     gt_only: Annotated[Path | None, _option("Run folder trained on the ground truth only.")] = None,
+    overwrite: _Overwrite = False,
     device: _Device = "auto",
 ) -> Result:
     """Write the page that compares students and teacher. Exit code 1 where a held-out photo could not be measured.
@@ -251,7 +254,7 @@ def report(
     """
     from student.report.write import write_report
 
-    return write_report(cache, dtkd, out, gt_only=gt_only, device=device, on_progress=on_progress)
+    return write_report(cache, dtkd, out, gt_only=gt_only, device=device, overwrite=overwrite, on_progress=on_progress)
 
 
 @_command
@@ -263,7 +266,8 @@ def upscale(
     tile: Annotated[str, _option("Largest tile, a multiple of 8; auto: by free memory.", metavar="auto|N")] = "auto",
     overlap: Annotated[int, _option("Pixels that neighbouring tiles share, a multiple of 8.")] = 32,
     kind: Annotated[_Picture | None, _option("Of results in a folder.  [default: the picture's]", "--format")] = None,
-    overwrite: Annotated[bool, _option("Replace results that exist.", "--overwrite")] = False,
+    scale: Annotated[int | None, _option("Reduce the results to this scale.  [default: the student's]")] = None,
+    overwrite: _Overwrite = False,
     max_megapixels: Annotated[int, _option("Refuse larger results.", min=1)] = 1100,
     device: _Device = "auto",
 ) -> Result:
@@ -281,7 +285,7 @@ def upscale(
     if tile != "auto" and not tile.isdecimal():
         raise UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
     size, suffix = None if tile == "auto" else int(tile), f".{kind}" if kind else None
-    how = upscaling.UpscaleSettings(size, overlap, overwrite, suffix, max_megapixels)
+    how = upscaling.UpscaleSettings(size, overlap, overwrite, suffix, max_megapixels, scale)
     return upscaling.upscale(inputs, output, load_network(checkpoint, device), how, on_progress)
 
 
@@ -293,6 +297,7 @@ def export(
     kind: Annotated[_Form | None, _option("What to write, where the name does not say it.", "--format")] = None,
     half: Annotated[bool, _option("Store weights as float16; computing stays float32.", "--half")] = False,
     int8: Annotated[bool, _option("ONNX: linear layers in int8, faster on CPUs.", "--int8")] = False,
+    overwrite: _Overwrite = False,
 ) -> Result:
     """Write a student in a form that other programs read.
 
@@ -304,7 +309,7 @@ def export(
     """
     from student import export as exporting
 
-    return exporting.export(checkpoint, out, kind, half=half, int8=int8)
+    return exporting.export(checkpoint, out, kind, half=half, int8=int8, overwrite=overwrite)
 
 
 @_command

@@ -67,7 +67,8 @@ def _write_synced(descriptor: int, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fchmod(file.fileno(), _MODE)  # mkstemp made it private
+        if hasattr(os, "fchmod"):  # Windows has none, and no such modes
+            os.fchmod(file.fileno(), _MODE)  # mkstemp made it private
         os.fsync(file.fileno())
 
 

@@ -32,7 +32,6 @@ Reference = Literal["gt", "teacher"]
 
 OURS = ("psnr_y", "ssim_y", "teacher_psnr_y")
 DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
-WEIGHTS_HOST = "https://huggingface.co"  # where pyiqa's learned metrics fetch their weights
 
 # pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
 _YCBCR: dict[str, Setting] = {"color_space": "ycbcr"}
@@ -162,9 +161,12 @@ def _without_or_with_network(create: Callable[[], Any], name: str) -> Any | Unav
             return _silent(create)
     except Exception as error:  # pyiqa and the libraries below it raise many kinds; `reason` keeps what was said
         reason = _first_line(error)
-    remedy = f"run once with network access to {WEIGHTS_HOST}, or copy pyiqa's weights to the torch hub cache"
-    if not offline.reachable(WEIGHTS_HOST):
-        return Unavailable(name, f"its weights are not on this machine and {WEIGHTS_HOST} does not answer", remedy)
+    host = offline.weights_host()
+    remedy = f"run once with network access to {host}, or copy pyiqa's weights to the torch hub cache"
+    if offline.forbidden():
+        return Unavailable(name, "its weights are not on this machine and HF_HUB_OFFLINE is set", f"unset it, {remedy}")
+    if not offline.reachable(host):
+        return Unavailable(name, f"its weights are not on this machine and {host} does not answer", remedy)
     try:
         with offline.patience(20):
             return _silent(create)

@@ -1,14 +1,13 @@
 """Figures of an evaluation as plain text."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.system.words import plural
 
 if TYPE_CHECKING:
-    from student.evaluation.evaluate import CandidateScores, Evaluation
+    from student.evaluation.scores import CandidateScores, Evaluation
 
 
 def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
@@ -27,21 +26,17 @@ def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
         rows.append([labels.get(row.name, row.name), *figures, parameters, seconds])
     images = plural(len(found.candidates[0].images), "image")
     lines = [*_table(rows), f"{images}, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
-    if any(figure.endswith("*") for row in rows for figure in row):
-        lines.append("* without the images that equal their reference, where psnr is infinite")
+    lines += found.remarks
     lines += [f"skipped {item.id}: {item.reason}" for item in found.skipped]
     return lines + [f"{u.name} is not available: {u.reason}; {u.remedy}" for u in found.metrics.unavailable]
 
 
 def _mean(row: "CandidateScores", metric: str) -> str:
-    """A mean that one equal picture does not make infinite: `equal` where all are, `29.1234*` where some are."""
-    mean = row.mean(metric)
-    if mean is None:
-        return "-"
-    finite = [score.values[metric] for score in row.images if math.isfinite(score.values[metric])]
-    if not finite:
+    """A mean, or `equal` where the candidate restored every image exactly."""
+    if row.images and all(math.isinf(score.values.get(metric, 0.0)) for score in row.images):
         return "equal"
-    return f"{mean:.4f}" if math.isfinite(mean) else f"{statistics.fmean(finite):.4f}*"
+    mean = row.mean(metric)
+    return "-" if mean is None else f"{mean:.4f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

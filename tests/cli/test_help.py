@@ -49,6 +49,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
 
     places = (
         "teacher_cache.building.survey.survey", "teacher_cache.building.verify.verify_cache",
+        "teacher_cache.teachers.load",
         "student.training.loop.train",
         "student.evaluation.evaluate.evaluate", "teacher_cache.training.loop.train_teacher",
         "student.report.write.write_report",
