@@ -97,10 +97,11 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         raise ReachedError
 
     places = (
-        "teacher_cache.teachers.load", "teacher_cache.building.verify.verify_cache", "student.training.loop.train",
+        "teacher_cache.teachers.load", "teacher_cache.teachers.check_name",
+        "teacher_cache.building.verify.verify_cache", "student.training.loop.train",
         "student.evaluation.evaluate.evaluate", "teacher_cache.training.loop.train_teacher",
         "student.report.write.write_report",
-        "teacher_cache.building.survey.survey", "teacher_cache.building.plan.load_plan",
+        "teacher_cache.building.survey.survey", "teacher_cache.building.verify.load_teacher",
         "student.upscaling.upscale.upscale", "student.export.export",
         "student.bench.bench_student", "student.networks.load_network",
     )  # fmt: skip
