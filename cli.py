@@ -282,7 +282,7 @@ def evaluate(
 
 @app.command(
     epilog=_examples(
-        "dtkd train-teacher ~/photos runs/teacher --set steps=60000",
+        "dtkd train-teacher ~/photos runs/teacher --set train.steps=60000",
         "dtkd teacher-cache ~/photos runs/cache --teacher runs/teacher",
     )
 )
@@ -293,23 +293,27 @@ def train_teacher(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder of the run; the same command goes on.", show_default=False)
     ],
-    degradation: Annotated[Literal["bicubic", "real"], typer.Option(help="How LR images are made.")] = "real",
-    scale: Annotated[int, typer.Option(help="HR pixels to an LR pixel.")] = 4,
+    degradation: Annotated[
+        Literal["bicubic", "real"] | None, typer.Option(help="How LR images are made.  [default: real]")
+    ] = None,
+    scale: Annotated[int | None, typer.Option(help="HR pixels to an LR pixel.  [default: 4]")] = None,
     config_file: _Config = None,
     settings: _Set = None,
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Go on, or delete what an earlier run left.")] = True,
     as_json: _Json = False,
 ) -> None:
     """Train a diffusion teacher on your own photos.
 
     It is of the embedded teacher's kind and takes hours, on a GPU.
     """
-    from pipeline.degradation import Degradation
-    from teacher_cache.training.loop import TeacherTraining
+    from teacher_cache.training.loop import TeacherRunSettings
     from teacher_cache.training.loop import train_teacher as train
 
-    training = _settings(TeacherTraining, config_file, settings, {})
+    given = {"degradation.kind": degradation, "degradation.scale": scale}
+    run_settings = _settings(TeacherRunSettings, config_file, settings, given)
+    mode = "auto" if resume else "fresh"
     with progress.report("train-teacher", quiet=_quiet(as_json)) as on_progress:
-        result = train(_home(corpus), out.expanduser(), Degradation(degradation, scale), training, on_progress)
+        result = train(_home(corpus), out.expanduser(), run_settings, mode, on_progress)
     state = (
         "finished before, reused as it is" if result.reused else f"{progress.clock_text(result.seconds)} of training"
     )

@@ -56,6 +56,18 @@ def to_toml(settings: Any) -> str:
     return "\n".join(_toml_lines(to_dict(settings))).strip() + "\n"
 
 
+def refuse_below(section: str, settings: Any, least: float, *names: str) -> None:
+    """Check that each of these fields of a section is at least `least`.
+
+    Raises:
+        DtkdError: names the first that is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value < least:
+            raise DtkdError(f"{section}.{name} must be at least {least:g}, got {value}")
+
+
 def _toml_lines(tree: dict[str, Any], section: str = "") -> list[str]:
     lines = ["", f"[{section}]"] if section else []
     lines += [f"{key} = {_toml_value(value)}" for key, value in tree.items() if _is_value(value)]
