@@ -3,6 +3,7 @@
 `accelerate launch` or `torchrun` starts the processes; every function here is called on all of them.
 """
 
+import atexit
 import hashlib
 import json
 import math
@@ -56,7 +57,15 @@ def launch(device: DeviceChoice) -> Accelerator:
         raise DtkdError(f"this process trains on {used} already: train on the CPU in a process of its own") from error
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    if accelerator.num_processes > 1:
+        atexit.register(_leave_group)
     return accelerator
+
+
+def _leave_group() -> None:
+    """Take leave of the other processes: else gloo's threads may abort this one after its work is done."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def autocast(
