@@ -226,7 +226,7 @@ def batches(
     Raises:
         DtkdError: nothing to train on, ranks that do not divide the batch, a patch larger than the tiles, damage.
     """
-    _check(dataset, batch_size, patch, world)
+    refuse_misfits(dataset, batch_size, patch, world)
     device = torch.device(device)
     plan = _RankPlan(dataset.shard_of, settings.window, seed, steps, batch_size, rank, world)
     for raw in read_ahead(_Patches(dataset, patch, seed), plan, workers=settings.workers, device=device):
@@ -305,7 +305,12 @@ class _Patches:
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)
 
 
-def _check(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+def refuse_misfits(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+    """Refuse batches that `batches` cannot make, before anything is begun.
+
+    Raises:
+        DtkdError: nothing to train on, ranks that do not divide the batch, or a patch larger than the tiles.
+    """
     if not len(dataset):
         raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
     if batch_size % world:

@@ -27,7 +27,7 @@ from pipeline.training.validation import finite_psnr_y
 from student.loss import distillation_loss
 from student.model import SwinIR
 from student.schedule import distill_weight
-from student.stream import Batch, CacheDataset, batches, open_cache
+from student.stream import Batch, CacheDataset, batches, open_cache, refuse_misfits
 from student.training.run import BEST, LAYOUT, STUDENT, begin, export, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
@@ -88,6 +88,7 @@ def train(
     cache, run = Path(cache), Path(run)
     accelerator = processes.launch(settings.train.device)
     dataset, held_out = open_cache(cache, "train"), open_cache(cache, "val")
+    refuse_misfits(dataset, settings.train.batch_size, settings.train.patch, accelerator.num_processes)
 
     def start() -> tuple[Training, TrainState]:
         return begin(run, settings, dataset, accelerator.device)

@@ -21,7 +21,7 @@ from student import networks
 from student.checkpoint import load, save
 from student.loss import measure, scale_weights
 from student.model import SwinIR
-from student.stream import CacheDataset
+from student.stream import CacheDataset, crop_and_flip
 from student.training.settings import FREE_KEYS, RunSettings
 from student.training.state import KIND, Training, TrainState, new_training, read_state, restore, save_training
 
@@ -98,16 +98,14 @@ def _shipped(preset: str, scale: int) -> Path:
 
 
 def _new_state(settings: RunSettings, dataset: CacheDataset) -> TrainState:
-    if not len(dataset):
-        raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
-    magnitudes = measure(_calibration_pairs(dataset, settings.train.patch), settings.loss.levels, settings.loss.wavelet)
-    weights = scale_weights(settings.loss, magnitudes)
+    pairs = calibration_pairs(dataset, settings.train.patch, settings.train.seed)
+    weights = scale_weights(settings.loss, measure(pairs, settings.loss.levels, settings.loss.wavelet))
     return TrainState(settings=config.to_dict(settings), data=dataset.fingerprint(), weights=weights)
 
 
-def _calibration_pairs(dataset: CacheDataset, patch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(lr, teacher) patches of samples spread evenly over the cache."""
+def calibration_pairs(dataset: CacheDataset, patch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(lr, teacher) patches, cut at random as training cuts them, of samples spread evenly over the cache."""
     for index in np.unique(np.linspace(0, len(dataset) - 1, CALIBRATION_SAMPLES).astype(int)).tolist():
-        lr, _, teacher = dataset.images(index)
-        side = patch * dataset.scale
-        yield to_tensor(lr[:patch, :patch])[None], to_tensor(teacher[:side, :side])[None]
+        rng = np.random.default_rng([seed, index, 0, 2])  # the stream's own draws end in 1
+        lr, _, teacher = crop_and_flip(dataset.images(index), patch, dataset.scale, rng)
+        yield to_tensor(lr)[None], to_tensor(teacher)[None]

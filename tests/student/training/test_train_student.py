@@ -1,5 +1,6 @@
 """Training on a tiny cache: it learns, survives being killed bit for bit, and refuses what it must."""
 
+import math
 import os
 import signal
 import subprocess
@@ -12,14 +13,17 @@ from safetensors.torch import load_file
 from tiny_cache import write_cache
 
 from pipeline import config
+from pipeline.images import to_tensor
 from pipeline.system.errors import DtkdError
 from pipeline.training import state as training_state
+from pipeline.training import validation
 from pipeline.training.checkpoint import newest
 from pipeline.training.log import read_log
 from student import checkpoint
+from student.stream import open_cache
 from student.training import loop
 from student.training.loop import train
-from student.training.run import BEST, LAYOUT, STUDENT
+from student.training.run import BEST, LAYOUT, STUDENT, calibration_pairs
 from student.training.settings import RunSettings
 from student.training.state import read_state
 
@@ -279,6 +283,32 @@ def test_settings_that_do_not_fit_are_refused(cache, reference, tmp_path, overri
 def test_bad_settings_are_refused(override, words):
     with pytest.raises(DtkdError, match=words):
         settings("train.patch=9", override)
+
+
+def test_calibration_sees_the_whole_tiles_as_a_function_of_the_seed(cache):
+    dataset = open_cache(cache)
+
+    def corners(seed: int) -> list[int]:
+        pairs = [lr for lr, _ in calibration_pairs(dataset, 8, seed)]
+        whole = [to_tensor(dataset.images(index)[0]) for index in range(len(dataset))]
+        return [torch.equal(lr[0], image[:, :8, :8]) for lr, image in zip(pairs, whole, strict=True)]
+
+    assert sum(corners(0)) < 3  # of 9
+    same = zip(calibration_pairs(dataset, 8, 0), calibration_pairs(dataset, 8, 0), strict=True)
+    assert all(torch.equal(a, b) for one, other in same for a, b in zip(one, other, strict=True))
+    other = zip(calibration_pairs(dataset, 8, 0), calibration_pairs(dataset, 8, 1), strict=True)
+    assert not all(torch.equal(one[0], two[0]) for one, two in other)
+    for lr, teacher in calibration_pairs(dataset, 8, 0):  # cut at the same place, in the same orientation
+        small = torch.nn.functional.avg_pool2d(teacher, 4)
+        assert (small - lr).abs().mean() < 0.05
+
+
+def test_an_exact_picture_counts_100_db(cache, tmp_path, monkeypatch):
+    """The psnr_y of a flat held-out photo is infinite, which no JSON holds."""
+    monkeypatch.setattr(validation, "psnr_y", lambda sr, gt, border: math.inf)
+    result = train(cache, tmp_path, settings("train.steps=1", "data.workers=0"))
+    assert result.psnr_y == result.best_psnr_y == 100
+    assert rows(tmp_path)[-1]["val_psnr_y"] == 100
 
 
 def test_validation_is_left_out_without_held_out_samples(tmp_path):

@@ -300,6 +300,14 @@ def test_a_kill_before_exporting_loses_nothing(trained, corpus, tmp_path, monkey
     assert_same_training(trained[1], tmp_path)
 
 
+def test_a_flat_held_out_photo_does_not_end_the_run(own_corpus, tmp_path):
+    """Bicubic upscaling of it is exact: an infinite psnr_y, which no JSON holds."""
+    held = split(scan(own_corpus).sources, 1).val[0]
+    Image.new("RGB", (160, 128), (90, 120, 30)).save(held.path)
+    result = train_teacher(str(own_corpus), tmp_path / "run", settings("train.steps=2", "degradation.kind=bicubic"))
+    assert (result.finished, result.psnr_y_bicubic) == (True, 100)
+
+
 def test_another_corpus_is_refused(trained, own_corpus):
     _, out = trained
     (own_corpus / "coffee.png").rename(own_corpus / "tea.png")
