@@ -80,7 +80,9 @@ _Config = Annotated[Path | None, _option("Settings as TOML.", "--config", metava
 _Set = Annotated[list[str] | None, _option("One setting; repeatable.", "--set", metavar="KEY=VALUE")]
 _Version = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]
 _Json = Annotated[bool, _option("Print one JSON object instead of text, and no progress.", "--json")]
+_Resume = Annotated[bool, _option("Go on, or delete what an earlier run left.", "--resume/--fresh")]
 _Kind = Literal["bicubic", "real", "paired"]
+_Made = Literal["bicubic", "real"]
 _Overwrite = Annotated[bool, _option("Replace what an earlier command wrote.", "--overwrite")]
 _Picture = Literal["png", "webp", "jpg", "tif"]
 _Form = Literal["safetensors", "onnx", "huggingface"]
@@ -170,23 +172,23 @@ def train_teacher(
     on_progress: OnProgress,
     corpus: _Corpus,
     out: Annotated[Path, _argument("OUT", "Folder of the run; the same command goes on.")],
-    degradation: Annotated[Literal["bicubic", "real"], _option("How LR images are made.")] = "real",
-    scale: Annotated[int, _option("HR pixels to an LR pixel.")] = 4,
+    degradation: Annotated[_Made | None, _option("How LR images are made.  [default: real]")] = None,
+    scale: Annotated[int | None, _option("HR pixels to an LR pixel.  [default: 4]")] = None,
     config_file: _Config = None,
     overrides: _Set = None,
-    settings: Annotated[bool, _listing("teacher_cache.training.loop:TeacherTraining")] = False,
+    resume: _Resume = True,
+    settings: Annotated[bool, _listing("teacher_cache.training.settings:TeacherRunSettings")] = False,
 ) -> Result:
     """Train a diffusion teacher on your own photos. It is of the embedded one's kind and takes hours, on a GPU.
 
-    dtkd train-teacher ~/photos runs/teacher --set steps=60000
+    dtkd train-teacher ~/photos runs/teacher --set train.steps=60000
     dtkd teacher-cache ~/photos runs/cache --teacher runs/teacher
     """
-    from pipeline.degradation import Degradation
     from teacher_cache.training import loop
 
-    training = config.load(loop.TeacherTraining, config_file, overrides or ())
-    kind = config.load(Degradation, values={"kind": degradation, "scale": scale})
-    return loop.train_teacher(corpus, out, kind, training, on_progress)
+    given = {"degradation.kind": degradation, "degradation.scale": scale}
+    how = config.load(loop.TeacherRunSettings, config_file, overrides or (), given)
+    return loop.train_teacher(corpus, out, how, "auto" if resume else "fresh", on_progress)
 
 
 @_command
@@ -196,7 +198,7 @@ def train_student(
     run: Annotated[Path, _argument("RUN", "Folder of the run; the same command goes on.")],
     config_file: _Config = None,
     overrides: _Set = None,
-    resume: Annotated[bool, _option("Go on, or delete what an earlier run left.", "--resume/--fresh")] = True,
+    resume: _Resume = True,
     settings: Annotated[bool, _listing("student.training.settings:RunSettings")] = False,
 ) -> Result:
     """Stage two: train a student from a teacher cache.

@@ -118,6 +118,18 @@ def _put(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
     tree[leaf] = value
 
 
+def refuse_below(section: str, settings: Any, least: float, *names: str) -> None:
+    """Check that each of these fields of a section is at least `least`.
+
+    Raises:
+        DtkdError: names the first that is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value < least:
+            raise DtkdError(f"{section}.{name} must be at least {least:g}, got {value}")
+
+
 def _toml_lines(tree: dict[str, Any], section: str = "") -> list[str]:
     lines = ["", f"[{section}]"] if section else []
     lines += [f"{key} = {_toml_value(value)}" for key, value in tree.items() if _is_value(value)]

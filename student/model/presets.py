@@ -53,12 +53,14 @@ def preset_config(preset: str, scale: int = 4) -> SwinIRConfig:
     """Architecture of a preset.
 
     Parameters at scale 4: tiny 340 thousand, light 930 thousand, classical 11.9, real-m 11.7, real-l 28.0 million.
+    The published ones store the masks of 64 x 64 LR pixels that official SwinIR's scripts insist on. tiny, which these
+    scripts do not know, stores the smallest that a SwinIR loader rebuilds its network from: two windows along a side.
 
     Raises:
         DtkdError: there is no such preset, or not at this scale.
     """
     if preset == "tiny":
-        return SwinIRConfig(scale, 48, (4,) * 3, (4,) * 3, "pixelshuffledirect")
+        return SwinIRConfig(scale, 48, (4,) * 3, (4,) * 3, "pixelshuffledirect", img_size=16)
     if preset == "light":
         return SwinIRConfig(scale, 60, (6,) * 4, (6,) * 4, "pixelshuffledirect")
     if preset == "classical":

@@ -12,7 +12,7 @@ from cli_support import dtkd
 from pipeline import config
 from student.training.settings import RunSettings
 from teacher_cache.building.plan import BuildSettings
-from teacher_cache.training.loop import TeacherTraining
+from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
     "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "upscale", "export", "bench",
@@ -77,7 +77,7 @@ def test_the_version_needs_no_command():
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [("teacher-cache", BuildSettings), ("train-teacher", TeacherTraining), ("train-student", RunSettings)],
+    [("teacher-cache", BuildSettings), ("train-teacher", TeacherRunSettings), ("train-student", RunSettings)],
 )
 def test_listed_settings_are_a_file_with_the_defaults(command, settings, tmp_path):
     out, err = dtkd(command, "--settings")
