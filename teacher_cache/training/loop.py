@@ -124,7 +124,7 @@ def train_teacher(
             patches = PatchDataset(split.train, settings.degradation, t.patch, t.seed)
             _loop(out, settings, tensors, state, patches, split.val, accelerator, on_progress)
         if accelerator.is_main_process and state.step >= t.steps and not is_exported(out, settings.sampling):
-            export(out, tensors.ema, state, settings)
+            export(out, tensors.ema, state, settings, split.train)
         accelerator.wait_for_everyone()
     return TeacherTrainingResult(
         out / TEACHER, state.step, t.steps, finished_before, state.psnr_y, state.psnr_y_bicubic, state.skipped,

@@ -21,10 +21,11 @@ from pipeline.corpus import Source
 from pipeline.degrade import degrade
 from pipeline.images import ImageError, load_rgb, save, to_image, to_tensor
 from pipeline.schema import digest
-from pipeline.system.files import ensure_dir, fsync_dir, read_json
+from pipeline.system.files import atomic_write_json, ensure_dir, fsync_dir, read_json, sample_file
 from pipeline.training import checkpoint
 from pipeline.training.run_folder import RunLayout
 from pipeline.training.validation import finite_psnr_y
+from teacher_cache.teachers.embedded import TRAINING_PHOTOS
 from teacher_cache.teachers.haar_diffusion import upsample
 from teacher_cache.training.patches import generator
 from teacher_cache.training.settings import FREE_KEYS, SamplingSettings, TeacherRunSettings
@@ -126,13 +127,20 @@ def is_exported(out: Path, sampling: SamplingSettings) -> bool:
     return (index.get("steps"), index.get("temperature")) == (sampling.steps, sampling.temperature)
 
 
-def export(out: Path, ema: nn.ModuleDict, state: TeacherState, settings: TeacherRunSettings) -> Path:
-    """Write the averaged weights as the diffusers folder OUT/teacher, in half precision to keep the file small."""
+def export(
+    out: Path, ema: nn.ModuleDict, state: TeacherState, settings: TeacherRunSettings, photos: Sequence[Source]
+) -> Path:
+    """Write the averaged weights as the diffusers folder OUT/teacher, in half precision to keep the file small.
+
+    Beside them stand digests of the `photos` that it was trained on, so that nobody judges it by one of them.
+    """
     pipe = pipeline_of(copy.deepcopy(ema).half(), settings, state.band_scale)
     for left in out.glob(f".{TEACHER}.*.part"):  # of a killed process
         shutil.rmtree(left, ignore_errors=True)
     part = out / f".{TEACHER}.{secrets.token_hex(4)}.part"
     pipe.save_pretrained(part)
+    seen = sorted(sample_file(photo.path) for photo in photos)
+    atomic_write_json(part / TRAINING_PHOTOS, {"photos": seen})
     shutil.rmtree(out / TEACHER, ignore_errors=True)
     os.replace(part, out / TEACHER)
     fsync_dir(out)

@@ -19,8 +19,10 @@ from pipeline.corpus import scan, split
 from pipeline.degradation import Degradation, RealSettings, RoundSettings, SecondRoundSettings
 from pipeline.images import load_rgb, to_image
 from pipeline.system.errors import DtkdError
+from pipeline.system.files import sample_file
 from teacher_cache import teachers
 from teacher_cache.building import crops
+from teacher_cache.building.build import BuildSettings, build_cache
 from teacher_cache.training import loop
 from teacher_cache.training.loop import TeacherRunSettings, train_teacher
 from teacher_cache.training.patches import PatchDataset
@@ -63,6 +65,16 @@ def assert_same_training(one, two):
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=0, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_teacher_knows_its_training_photos_and_is_not_judged_by_them(trained, corpus, tmp_path):
+    _, out = trained
+    teacher = teachers.load(str(out))
+    parts = split(scan(corpus).sources, 1)
+    assert teacher.trained_on == {sample_file(source.path) for source in parts.train}
+    build_cache(str(corpus), tmp_path / "same", teacher, BuildSettings(tile=64, hold_out=1))
+    with pytest.raises(DtkdError, match="trained on"):
+        build_cache(str(corpus), tmp_path / "more", teacher, BuildSettings(tile=64, hold_out=2))
 
 
 def test_training_ends_with_a_teacher_that_restores(trained):
