@@ -41,7 +41,7 @@ from student.training.settings import RunSettings, TrainSettings
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
 
 PATIENCE = 10  # steps in a row that may be left out
-LOGGED = ("total", "l1", "fg", "low", "mid", "high", "grad_norm")
+LOGGED = ("total", "l1", "fg", "energy", "low", "mid", "high", "grad_norm")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_noise_of_a_known_strength_has_the_consistency_that_follows_from_it(cach
         assert band.teacher_rms.value**2 == pytest.approx(energy + NOISE**2, rel=0.05)
         assert band.rho.value == pytest.approx(energy / (energy + NOISE**2), abs=0.03)
         assert abs(band.rho_added.value) < 0.05
-        assert band.ceiling_rms == pytest.approx(band.bicubic_rms.value, rel=0.1)
+        assert band.ceiling_rms == pytest.approx(band.bicubic_rms.value, rel=0.05, abs=0.001)
         assert band.student_rms.value == pytest.approx(band.bicubic_rms.value / 2, rel=0.05)  # it sees no surroundings
         assert band.rho.low <= band.rho.value <= band.rho.high
     assert found.l_std.value == pytest.approx(255 * NOISE * 2 / np.pi**0.5 / 2**0.5, rel=0.1)  # E|N - N'| / sqrt 2
