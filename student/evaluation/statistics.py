@@ -75,3 +75,20 @@ def statistic_interval(
     drawn = statistic(times @ sums / (times @ sizes)[:, None])
     low, high = np.percentile(drawn, [2.5, 97.5])
     return Interval(float(statistic(sums.sum(0) / len(rows))), float(low), float(high))
+
+
+def crossed_interval(table: Rows, draws: int = DRAWS) -> Interval:
+    """Mean of a table (images, seeds) with its interval, images and seeds resampled apart.
+
+    With one seed only the images vary; with few seeds the interval is what they give, and still says something.
+
+    Raises:
+        ValueError: an empty table.
+    """
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"expected a table of images and seeds, got {table.shape}")
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), size=draws) / n for n in table.shape)
+    drawn = np.einsum("di,is,ds->d", rows, table, columns)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(float(table.mean()), float(low), float(high))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from student.evaluation.statistics import mean_interval, paired_difference, statistic_interval
+from student.evaluation.statistics import crossed_interval, mean_interval, paired_difference, statistic_interval
 
 
 def test_the_interval_is_that_of_scipy():
@@ -41,3 +41,14 @@ def test_ratios_are_of_the_means():
     assert 0.5 <= found.low < found.value < found.high <= 4
     with pytest.raises(ValueError, match="expected rows"):
         statistic_interval(rows, lambda mean: mean[..., 0], ["a"])
+
+
+def test_seeds_count_as_well_as_images():
+    rng = np.random.default_rng(2)
+    images, seeds = rng.normal(0, 0.1, (40, 1)), np.array([[-1.0, 0.0, 1.0]])
+    one, three = crossed_interval(images + 0.5), crossed_interval(images + 0.5 + seeds)
+    assert one == pytest.approx(mean_interval(images[:, 0] + 0.5), abs=0.01)
+    assert one.is_clear_of_zero and not three.is_clear_of_zero
+    assert three.value == pytest.approx(one.value)
+    with pytest.raises(ValueError, match="expected a table"):
+        crossed_interval(np.zeros((0, 3)))
