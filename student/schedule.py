@@ -10,14 +10,16 @@ from student.loss import LossSettings
 
 
 def distill_weight(step: int, total: int, settings: LossSettings) -> float:
-    """lambda(t) = lambda_max * r(clip((t / T - start) / length, 0, 1)) with r linear, cosine or constant.
+    """lambda(t) = lambda_max * r(clip((t / T - start) / length, 0, 1)) with r linear, cosine, constant or reversed.
 
     A constant schedule is lambda_max from the first step on, whatever `start` and `length` say (r = 1); with length 0
-    the others step from 0 to lambda_max at `start`.
+    the others step from 0 to lambda_max at `start`. Reversed is 1 - linear: from the teacher to the ground truth.
     """
     if settings.schedule == "constant":
         return settings.lambda_max
     past_start = step / total - settings.start
     progress = min(max(past_start / settings.length, 0.0), 1.0) if settings.length else float(past_start >= 0)
-    ramp = progress if settings.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    if settings.schedule == "cosine":
+        progress = (1 - math.cos(math.pi * progress)) / 2
+    ramp = 1 - progress if settings.schedule == "reversed" else progress
     return settings.lambda_max * ramp

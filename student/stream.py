@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.images import decode_webp
-from pipeline.schema import MEMBERS, Manifest, Member, Split, digest
+from pipeline.schema import AROUND, MEMBERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
 from pipeline.system.errors import DtkdError
 from pipeline.training.readers import read_ahead
@@ -143,6 +143,8 @@ class CacheDataset(Dataset[Item]):
         self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
         self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
         self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
+        around = [s.members.get(AROUND) for _, s in rows]
+        self._around = np.array([(p.offset, p.size, p.crc32) if p else (0, 0, 0) for p in around], dtype=np.int64)
 
     def __len__(self) -> int:
         """Samples that have bytes (planned ones that failed are left out)."""
@@ -174,16 +176,24 @@ class CacheDataset(Dataset[Item]):
             )
         return lr, gt, teacher
 
+    def seen_by_teacher(self, index: int) -> Image:
+        """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
+        if not self._around[index, 1]:
+            return decode_webp(self._read(index, 0))
+        return decode_webp(self._bytes(index, self._around[index], AROUND))
+
     def fingerprint(self) -> str:
         """Identity of the samples and their bytes, wherever the cache lies."""
         return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
 
     def _read(self, index: int, member: int) -> bytes:
-        place = Member(*self._places[index, member].tolist())
+        return self._bytes(index, self._places[index, member], (*MEMBERS, "json")[member])
+
+    def _bytes(self, index: int, place: npt.NDArray[np.int64], name: str) -> bytes:
         try:
-            return self._files.read(self._names[self.shard_of[index]], place)
+            return self._files.read(self._names[self.shard_of[index]], Member(*place.tolist()))
         except DamagedShardError as error:
-            raise DamagedShardError(f"{self._where(index)}, {(*MEMBERS, 'json')[member]}: {error}") from error
+            raise DamagedShardError(f"{self._where(index)}, {name}: {error}") from error
 
     def _where(self, index: int) -> str:
         return f"{shard_path(self.cache, self._names[self.shard_of[index]])}, sample {self.key(index)}"

@@ -34,6 +34,10 @@ CONFIG, LOG = "config.toml", "log.jsonl"
 _PARTS = ("checkpoints/step-*", "checkpoints/.step-*.part", "tensorboard/events.out.tfevents.*")
 
 
+class BusyRunError(DtkdError):
+    """Another process is training in the folder."""
+
+
 @dataclass(frozen=True)
 class RunLayout:
     """What the folders of one kind of run hold, and which of its settings may change."""
@@ -52,7 +56,8 @@ class RunLayout:
         """Keep other processes out of the folder while the block runs; the lock goes with the process, however it ends.
 
         Raises:
-            DtkdError: the folder cannot be written, holds what no such run has made, or another process trains in it.
+            DtkdError: the folder cannot be written, or holds what no such run has made.
+            BusyRunError: another process trains in it.
         """
         ensure_dir(run)
         with open(run / ".lock", "w") as lock:
@@ -60,7 +65,7 @@ class RunLayout:
                 _lock(lock)
             except (BlockingIOError, PermissionError) as error:
                 busy = f"another process is training in {run}: wait for it, or choose another folder"
-                raise DtkdError(busy) from error
+                raise BusyRunError(busy) from error
             self.refuse_foreign(run)
             yield
 

@@ -25,6 +25,13 @@ def test_distill_weight_rises_between_start_and_end(schedule, middle, quarter):
     assert distill_weight(999, TOTAL, settings) == 2.0
 
 
+def test_reversed_falls_as_linear_rises():
+    rising, falling = LossSettings(lambda_max=2.0), LossSettings(lambda_max=2.0, schedule="reversed")
+    for step in range(0, TOTAL, 37):
+        assert distill_weight(step, TOTAL, rising) + distill_weight(step, TOTAL, falling) == pytest.approx(2.0)
+    assert distill_weight(0, TOTAL, falling) == 2.0
+
+
 def test_distill_weight_without_length_is_a_step():
     settings = LossSettings(start=0.5, length=0.0)
     assert [distill_weight(step, TOTAL, settings) for step in (0, 499, 500, 999)] == [0, 0, 1, 1]
