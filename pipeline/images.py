@@ -161,8 +161,8 @@ def opened(
     """
     name = name or str(file)
     try:
-        if not isinstance(file, io.BytesIO) and not stat.S_ISREG(os.stat(file).st_mode):
-            raise ImageError(name, "no regular file")  # opening a pipe would wait for somebody to write into it
+        if not isinstance(file, io.BytesIO) and _is_special(file):
+            raise ImageError(name, "no regular file")
         with Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
@@ -178,6 +178,12 @@ def opened(
         raise ImageError(name, " ".join(reason.split())) from error
     except Exception as error:  # decoders raise nearly anything on damaged data: SyntaxError, struct.error, IndexError
         raise ImageError(name, " ".join(f"damaged ({error or type(error).__name__})".split())) from error
+
+
+def _is_special(path: str | Path) -> bool:
+    """Whether it is a pipe or a device: opening a pipe would wait for somebody to write into it."""
+    mode = os.stat(path).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:

@@ -346,7 +346,11 @@ def test_a_signal_leaves_no_half_a_picture(tmp_path, monkeypatch, number):
     network = Network("nearest", 2, 8, "cpu", 1000, forward)
     monkeypatch.setattr(networks, "load_network", lambda *_: network)
     command = ["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--tile", "64"]
-    done = CliRunner().invoke(cli.app, command)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        done = CliRunner().invoke(cli.app, command)
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     assert (done.exit_code, done.stderr.splitlines()[-1].partition(";")[0]) == (1, "dtkd: interrupted")
     assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
     assert signal.getsignal(signal.SIGTERM) is before
