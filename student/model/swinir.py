@@ -159,7 +159,9 @@ class SwinIR(nn.Module):
 
     def _body(self, x: Tensor) -> Tensor:
         """Residual groups: (B, C, H, W) to (B, C, H, W), channels last."""
-        geometry = Geometry.of(x, self.config.window)
+        geometry = Geometry.of(x, self.config.window, self.norm.weight)
+        if geometry.tiled:
+            x = x.float()  # the residual stream, also under autocast
         tokens = self.patch_embed.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
         for group in self.layers:
             tokens = group(tokens, geometry, self.checkpointing and self.training)
