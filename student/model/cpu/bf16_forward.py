@@ -125,11 +125,12 @@ def _attend(x: Tensor, operands: Operands, kind: Tensor) -> AttentionBranch:
     )
     powers = _logits(q, k, operands.bias, kind).exp2_()
     attended = torch.bmm(v, powers.transpose(1, 2))
-    if not _is_safe(attended[:, d:]):
+    sums = attended[:, d:].clone()
+    if not _is_safe(sums):
         powers = _logits(q, k, operands.bias, kind)
         powers = powers.sub_(powers.amax(-1, keepdim=True)).exp2_()
         attended = torch.bmm(v, powers.transpose(1, 2))
-    sums = attended[:, d:].clone()  # so that nothing holds the rest
+        sums = attended[:, d:].clone()
     return AttentionBranch(norm, q, k, v, powers, sums, attended[:, :d] / sums)
 
 
