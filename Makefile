@@ -22,7 +22,7 @@ DEMO_STEPS  ?= 200
 DEMO_TRAIN  := --set model.preset=tiny --set train.init=shipped --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
     --set train.patch=32 --set train.lr=5e-5 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
 
-SOURCES := cli.py pipeline student teacher_cache tests
+SOURCES := cli.py examples pipeline student teacher_cache tests
 
 .DEFAULT_GOAL := help
 .PHONY: help demo teacher-cache train-student evaluate bench test test-slow lint typecheck imports check format clean
@@ -34,7 +34,7 @@ demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then 
 	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
-	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd
+	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd --overwrite
 
 teacher-cache: $(STAMP)  ## stage one: CORPUS=~/photos CACHE=runs/cache TEACHER=embedded ARGS="--degradation bicubic"
 	$(BIN)/dtkd teacher-cache "$(CORPUS)" "$(CACHE)" --teacher "$(TEACHER)" $(ARGS)

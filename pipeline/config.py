@@ -1,43 +1,54 @@
-"""Settings: nested frozen dataclasses filled from defaults < TOML file < `section.key=value` overrides.
+"""Settings: nested frozen dataclasses filled from defaults < TOML file < `section.key=value` overrides < given values.
 
-A settings class needs no registration: its fields, their types and defaults are the schema. Supported types are bool,
-int, float, str, `Literal`, tuples of these, unions of these, and further dataclasses (the sections).
+A settings class needs no registration: its fields, their types, defaults and docstrings are the schema. Supported types
+are bool, int, float, str, `Literal`, tuples of these, unions of these, and further dataclasses (the sections).
 """
 
+import ast
 import dataclasses
-import difflib
+import inspect
 import json
 import math
+import textwrap
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
+from pipeline.system.words import nearest
 
 T = TypeVar("T")
 
 
-def load(cls: type[T], toml: Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Build settings of class `cls` from its defaults, a TOML file and overrides such as `train.steps=2000`.
+def load(
+    cls: type[T], toml: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> T:
+    """Build settings of class `cls` from what a user asks for; later sources beat earlier ones.
+
+    Args:
+        cls: the settings' class, whose defaults come first.
+        toml: file of settings.
+        overrides: text such as `train.steps=2000`, read as the key's type.
+        values: by dotted key, of the key's type already; None stands for "not given".
 
     Raises:
-        DtkdError: unreadable file, unknown key (names the nearest valid one), wrong type or refused value.
+        UsageError: unreadable file, unknown key (names the nearest valid one), wrong type or refused value.
     """
-    tree = _read_toml(toml) if toml else {}
     origin = str(toml) if toml else "settings"
-    _refuse_unknown(cls, tree, origin)
-    for override in overrides:
-        key, value = _parse_override(cls, override)
-        *sections, leaf = key.split(".")
-        node = tree
-        for section in sections:
-            node = node.setdefault(section, {})
-            if not isinstance(node, dict):
-                raise DtkdError(f"{origin}: {section} must be a table of settings, got {node!r}")
-        node[leaf] = value
-    return from_dict(cls, tree, origin)
+    try:
+        tree = _read_toml(toml) if toml else {}
+        _refuse_unknown(cls, tree, origin)
+        for override in overrides:
+            _put(tree, *_parse_override(cls, override), origin)
+        for key, value in (values or {}).items():
+            if value is not None:
+                _put(tree, key, value, origin)
+        return from_dict(cls, tree, origin)
+    except DtkdError as error:  # the same checks refuse files of ours that are damaged, which is no wrong usage
+        raise UsageError(str(error)) from error
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], origin: str = "settings") -> T:
@@ -54,6 +65,69 @@ def to_dict(settings: Any) -> dict[str, Any]:
 def to_toml(settings: Any) -> str:
     """Write settings as TOML text that `load` reads back to the same values; keys that are None are left out."""
     return "\n".join(_toml_lines(to_dict(settings))).strip() + "\n"
+
+
+def listing(cls: type) -> str:
+    """Every setting of a class with its meaning, type and default, as a TOML file that `load` reads to the defaults.
+
+    A key whose default is none is commented out, because TOML has no such value.
+    """
+    return "\n".join(_listed(cls())).strip() + "\n"
+
+
+def _listed(settings: Any, section: str = "", meaning: str = "") -> list[str]:
+    cls, docs = type(settings), _field_docs(type(settings))
+    lines = ["", *_comment(meaning or inspect.getdoc(cls) or ""), f"[{section}]"] if section else []
+    sections = []
+    for key, kind in get_type_hints(cls).items():
+        value, doc = getattr(settings, key), docs.get(key, "")
+        if _is_section(kind):
+            sections += _listed(value, f"{section}.{key}" if section else key, doc)
+        else:
+            setting = f"# {key} =" if value is None else f"{key} = {_toml_value(value)}"
+            lines += ["", *_comment(doc), f"{setting}  # {_describe(kind)}"]
+    return lines + sections
+
+
+def _comment(text: str) -> list[str]:
+    """The first paragraph, within 100 columns."""
+    words = " ".join(text.partition("\n\n")[0].split())
+    return textwrap.wrap(words, 100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _field_docs(cls: type) -> dict[str, str]:
+    """Docstrings of a dataclass's fields, inherited ones too; Python keeps them in the source only."""
+    docs = {}
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        definition = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in pairwise(definition.body):
+            match statement, following:
+                case ast.AnnAssign(target=ast.Name(id=key)), ast.Expr(value=ast.Constant(value=str(doc))):
+                    docs[key] = doc
+    return docs
+
+
+def _put(tree: dict[str, Any], key: str, value: Any, origin: str) -> None:
+    """Set a dotted key of nested dictionaries."""
+    *sections, leaf = key.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise DtkdError(f"{origin}: {section} must be a table of settings, got {tree!r}")
+    tree[leaf] = value
+
+
+def refuse_below(section: str, settings: Any, least: float, *names: str) -> None:
+    """Check that each of these fields of a section is at least `least`.
+
+    Raises:
+        DtkdError: names the first that is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value < least:
+            raise DtkdError(f"{section}.{name} must be at least {least:g}, got {value}")
 
 
 def _toml_lines(tree: dict[str, Any], section: str = "") -> list[str]:
@@ -111,12 +185,12 @@ def _refuse_unknown(cls: type, tree: Mapping[str, Any], origin: str) -> None:
 
 
 def _hint(key: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not near:  # the right name in the wrong section, or no section at all
-        leaf = key.rpartition(".")[2]
+    near = nearest(key, known)
+    if near is None:  # the right name in the wrong section, or no section at all
         names = {k.rpartition(".")[2]: k for k in known}
-        near = [names[n] for n in difflib.get_close_matches(leaf, names, n=1, cutoff=0.5)]
-    return f"; did you mean {near[0]}?" if near else f"; known keys: {', '.join(sorted(known))}"
+        leaf = nearest(key.rpartition(".")[2], names)
+        near = names[leaf] if leaf else None
+    return f"; did you mean {near}?" if near else f"; known keys: {', '.join(sorted(known))}"
 
 
 def _parse_override(cls: type, override: str) -> tuple[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Split:
+class Partition:
     """Sources to learn from and held-out ones, both in the order that they came in."""
 
     train: tuple[Source, ...]
@@ -76,7 +77,8 @@ def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: 
     Args:
         corpus: a folder, or the word `sample` for the photos inside scikit-image (`./sample` for a folder).
         paired: the folder holds HR/ and LR/ with the same names below; also paired are `N_HR` with `N_LR4` or `N_LR`
-            (RealSR, DRealSR) and `N` with `Nx4` (DIV2K), 4 being the scale.
+            (RealSR, DRealSR) and `N` with `Nx4` (DIV2K), 4 being the scale. Ids are paths below HR/; of LR images that
+            are skipped, they begin with `LR/`.
         scale: HR pixels to an LR pixel. HR may have up to scale - 1 pixels more than scale times LR.
         min_side: photos with a smaller side are skipped, HR pixels.
 
@@ -103,7 +105,7 @@ def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: 
     return Corpus(_name(corpus), tuple(sorted(sources, key=lambda source: source.id)), tuple(skipped))
 
 
-def split(sources: Sequence[Source], hold_out: int) -> Split:
+def split(sources: Sequence[Source], hold_out: int) -> Partition:
     """Hold `hold_out` photos out of training: those whose ids have the smallest hashes.
 
     The choice depends on ids alone, so it is the same for teacher and student, and photos that are added change it
@@ -116,7 +118,7 @@ def split(sources: Sequence[Source], hold_out: int) -> Split:
         raise DtkdError(f"hold_out must leave a photo to train on: expected 0..{len(sources) - 1}, got {hold_out}")
     ranked = sorted((source.id for source in sources), key=lambda name: (_hash(name), name))
     held = set(ranked[:hold_out])
-    return Split(tuple(s for s in sources if s.id not in held), tuple(s for s in sources if s.id in held))
+    return Partition(tuple(s for s in sources if s.id not in held), tuple(s for s in sources if s.id in held))
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,9 @@ def _find(root: Path) -> tuple[list[_Candidate], list[Skipped]]:
         except OSError as error:
             skipped.append(Skipped(name, f"cannot be read ({error.strerror})"))
             continue
+        if not stat.S_ISREG(status.st_mode):
+            skipped.append(Skipped(name, "no regular file"))
+            continue
         other = first_name.setdefault((status.st_dev, status.st_ino), name)
         if other != name:
             skipped.append(Skipped(name, f"the same file as {other}"))
@@ -199,12 +204,14 @@ def _walk(folder: Path, root: Path, skipped: list[Skipped], inside: frozenset[st
 def _find_pairs(root: Path, scale: int) -> tuple[list[_Candidate], list[Skipped]]:
     if missing := [name for name in ("HR", "LR") if not (root / name).is_dir()]:
         raise DtkdError(f"a paired corpus is a folder with HR/ and LR/: {root} has no {' and no '.join(missing)}")
-    (high, skipped), (low, _) = _find(root / "HR"), _find(root / "LR")
+    (high, skipped), (low, skipped_lr) = _find(root / "HR"), _find(root / "LR")
+    skipped += [Skipped(f"LR/{item.id}", item.reason) for item in skipped_lr]
     by_name = {candidate.id: candidate.path for candidate in low}
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for candidate in low:
         by_stem[_without_suffix(candidate.id)].append(candidate.path)
     candidates = []
+    wanted: set[Path] = set()
     for candidate in high:
         exact = by_name.get(candidate.id)
         found = [exact] if exact else [path for stem in _lr_stems(candidate.id, scale) for path in by_stem[stem]]
@@ -213,6 +220,8 @@ def _find_pairs(root: Path, scale: int) -> tuple[list[_Candidate], list[Skipped]
         else:
             several = " and ".join(path.name for path in found)
             skipped.append(Skipped(candidate.id, f"has several LR images, {several}" if found else "has no LR image"))
+        wanted.update(found)
+    skipped += [Skipped(f"LR/{item.id}", "has no HR image") for item in low if item.path not in wanted]
     return candidates, skipped
 
 

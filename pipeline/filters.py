@@ -51,8 +51,8 @@ def resize_bicubic(image: Array, out_h: int, out_w: int) -> Array:
     Bicubic with a = -1/2, stretched by the reduction when downscaling (antialiasing), mirrored borders. Values outside
     the input's range (overshoot) are kept: clip and round as you need. Exact on any machine for 8-bit levels.
     """
-    x = _along_first(_matlab_matrix(image.shape[0], out_h), image)  # (h, W, C)
-    x = _along_first(_matlab_matrix(image.shape[1], out_w), x.swapaxes(0, 1))  # (w, h, C)
+    x = _along_first(bicubic_matrix(image.shape[0], out_h), image)  # (h, W, C)
+    x = _along_first(bicubic_matrix(image.shape[1], out_w), x.swapaxes(0, 1))  # (w, h, C)
     return np.ascontiguousarray(x.swapaxes(0, 1))
 
 
@@ -62,8 +62,8 @@ def resize_bicubic_uint8(image: NDArray[np.uint8], out_h: int, out_w: int) -> ND
     Reproduces the published LR images of Set5 and Set14 to the bit, but for two pixels at the border: the MATLAB that
     made them still repeated the border pixel instead of mirroring.
     """
-    x = _half_up(_along_first(_matlab_matrix(image.shape[0], out_h), image.astype(np.float64)))  # (h, W, C)
-    x = _half_up(_along_first(_matlab_matrix(image.shape[1], out_w), x.swapaxes(0, 1)))  # (w, h, C)
+    x = _half_up(_along_first(bicubic_matrix(image.shape[0], out_h), image.astype(np.float64)))  # (h, W, C)
+    x = _half_up(_along_first(bicubic_matrix(image.shape[1], out_w), x.swapaxes(0, 1)))  # (w, h, C)
     return np.ascontiguousarray(x.swapaxes(0, 1), dtype=np.uint8)
 
 
@@ -87,7 +87,8 @@ def _along_first(matrix: scipy.sparse.csr_array, x: Array) -> Array:
 
 
 @lru_cache(maxsize=64)
-def _matlab_matrix(size: int, out: int) -> scipy.sparse.csr_array:
+def bicubic_matrix(size: int, out: int) -> scipy.sparse.csr_array:
+    """What `resize_bicubic` does along one axis, as a matrix (out, size)."""
     ratio = size / out
     stretch = max(ratio, 1.0)
     centres = (np.arange(out) + 0.5) * ratio - 0.5

@@ -5,12 +5,15 @@ bits by rounding; of 16-bit RGB Pillow keeps the high byte, at most one level be
 """
 
 import io
+import os
+import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 MAX_PIXELS = 2**28
 """Largest image that is decoded: 16,384 x 16,384, or 0.8 GB as RGB."""
 WEBP_MAX_SIDE = 16383
+RECENT_PIXELS = 2**26
+"""Pixels (3 bytes each) of decoded images that `RecentImages` keeps."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")  # JPEG opens MPO, the JPEG of phones, too; EPS and the like stay shut
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -66,6 +71,28 @@ class Size(NamedTuple):
 
     width: int
     height: int
+
+
+_Key = TypeVar("_Key")
+_Entry = TypeVar("_Entry")
+
+
+class RecentImages(Generic[_Key, _Entry]):
+    """What was decoded last, up to RECENT_PIXELS but one entry at least: several tiles in a row are of one photo."""
+
+    def __init__(self, load: Callable[[_Key], _Entry], pixels: Callable[[_Entry], int]) -> None:
+        """Keep nothing yet; `load` decodes, `pixels` says how much an entry takes."""
+        self._load, self._pixels = load, pixels
+        self._kept: OrderedDict[_Key, _Entry] = OrderedDict()
+
+    def get(self, key: _Key) -> _Entry:
+        """The entry, loaded where it is not kept any more; raises what `load` raises."""
+        if key not in self._kept:
+            self._kept[key] = self._load(key)
+            while len(self._kept) > 1 and sum(map(self._pixels, self._kept.values())) > RECENT_PIXELS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
 
 def probe(path: str | Path) -> Size:
@@ -155,10 +182,12 @@ def opened(
     """Open an image with Pillow, its pixels not read yet, for the block.
 
     Raises:
-        ImageError: whatever the decoder raised, at opening or in the block; or more than MAX_PIXELS.
+        ImageError: whatever the decoder raised, at opening or in the block; no regular file; or more than MAX_PIXELS.
     """
     name = name or str(file)
     try:
+        if not isinstance(file, io.BytesIO) and _is_special(file):
+            raise ImageError(name, "no regular file")
         with Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
@@ -174,6 +203,12 @@ def opened(
         raise ImageError(name, " ".join(reason.split())) from error
     except Exception as error:  # decoders raise nearly anything on damaged data: SyntaxError, struct.error, IndexError
         raise ImageError(name, " ".join(f"damaged ({error or type(error).__name__})".split())) from error
+
+
+def _is_special(path: str | Path) -> bool:
+    """Whether it is a pipe or a device: opening a pipe would wait for somebody to write into it."""
+    mode = os.stat(path).st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:

@@ -24,6 +24,7 @@ from pipeline.system.errors import DtkdError
 SCHEMA = 1
 MEMBERS = ("lr", "gt", "teacher")
 AROUND = "around"
+REPAIR = "`dtkd verify CACHE --repair`, then the same `dtkd teacher-cache` again"
 SPLITS = ("train", "val")
 Split: TypeAlias = Literal["train", "val"]
 Json: TypeAlias = dict[str, Any]
@@ -85,7 +86,7 @@ class Sample:
     status: Literal["ok", "error"]
     members: Mapping[str, Member]
     error: SampleError | None = None
-    drift: float | None = None  # mean |teacher's scale x scale block means - LR|, 8-bit levels: colour drift
+    drift: float | None = None  # colour drift: |mean of the teacher's tile - of the LR tile|, 8-bit levels
 
     def to_json(self) -> Json:
         """Compact form inside a record (the split is the shard's)."""
@@ -211,13 +212,16 @@ def shard_name(split: Split, index: int) -> str:
     return f"{'shard' if split == 'train' else split}-{index:08d}"
 
 
-def check_schema(data: object, what: str, path: object = "the cache") -> None:
-    """Refuse JSON of another schema, naming both numbers."""
+def check_schema(data: object, what: str, path: object = "the cache", remedy: str | None = None) -> None:
+    """Refuse JSON of another schema, naming both numbers; JSON without one is damaged, and `remedy` says what helps."""
     found = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(found, int) or isinstance(found, bool):
+        remedy = remedy or REPAIR
+        raise DtkdError(f"{path}: the {what} is damaged, it has no schema number: {remedy}")
     if found != SCHEMA:
         raise DtkdError(
-            f"{path}: {what} has schema {found if isinstance(found, int) else 'none'}, this program reads schema "
-            f"{SCHEMA}; make the cache again with this version, or use the version that made it"
+            f"{path}: {what} has schema {found}, this program reads schema {SCHEMA}; make the cache again with this "
+            "version, or use the version that made it"
         )
 
 

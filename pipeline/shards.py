@@ -13,7 +13,7 @@ import os
 import zlib
 from pathlib import Path
 
-from pipeline.schema import Manifest, Member, check_schema
+from pipeline.schema import REPAIR, Manifest, Member, check_schema
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
 
@@ -44,8 +44,13 @@ def load_manifest(cache: str | Path) -> Manifest:
         data = read_json(cache / "manifest.json")
     except (FileNotFoundError, NotADirectoryError):
         raise DtkdError(_unfinished(cache)) from None
+    except DtkdError as error:
+        raise DtkdError(f"{error}; {REPAIR}") from error
     check_schema(data, "manifest", cache)
-    manifest = Manifest.from_json(data)
+    try:
+        manifest = Manifest.from_json(data)
+    except DtkdError as error:
+        raise DtkdError(f"{cache}: manifest.json is damaged ({error}); {REPAIR}") from error
     for shard in manifest.shards:
         check_size(cache, shard.name, shard.bytes)
     return manifest
@@ -98,10 +103,16 @@ def _unfinished(cache: Path) -> str:
     try:
         plan = read_json(cache / "plan.json")
     except (FileNotFoundError, NotADirectoryError):
+        if (cache / "done").is_dir():
+            return f"{cache} has lost its plan.json and manifest.json; run the same `dtkd teacher-cache` again"
         return f"{cache} is no teacher cache (no manifest.json); make one with `dtkd teacher-cache CORPUS {cache}`"
     check_schema(plan, "plan", cache)
-    done = sum(1 for shard in plan["shards"] if done_path(cache, shard["name"]).exists())
+    try:
+        names = [str(shard["name"]) for shard in plan["shards"]]
+    except (KeyError, TypeError):
+        return f"{cache}: plan.json is damaged: remove it and run the same `dtkd teacher-cache` again"
+    done = sum(1 for name in names if done_path(cache, name).exists())
     return (
-        f"{cache} is not finished: {done} of {len(plan['shards'])} shards are done; "
+        f"{cache} is not finished: {done} of {len(names)} shards are done; "
         "run the same `dtkd teacher-cache` again, it goes on where it stopped"
     )

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.system import torchvision_guard
 from pipeline.system.device import cpu_threads
 from pipeline.system.errors import DtkdError
+from pipeline.system.results import plain
 from student.model import build
 from student.model.swinir import SwinIR
 
@@ -69,6 +70,26 @@ class BenchRow:
     peer_memory: int | None
     max_difference: float | None
     """Largest absolute difference of the outputs (inference) or of the gradients (training)."""
+
+
+@dataclass(frozen=True)
+class StudentBench:
+    """All cases, and how they were measured."""
+
+    setup: Setup
+    rounds: int
+    rows: tuple[BenchRow, ...]
+
+    failure = None
+    """See `pipeline.system.results.Result`."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return bench_lines(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"bench": "student", "rounds": self.rounds, **plain(self.setup), "rows": plain(self.rows)}
 
 
 def bench_student(setup: Setup, rounds: int = 5) -> list[BenchRow]:

@@ -15,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from pipeline.system.errors import DtkdError
-from pipeline.system.files import atomic_write_bytes, ensure_dir
+from pipeline.system.errors import DtkdError, UsageError
+from pipeline.system.files import atomic_write_bytes, ensure_dir, read_json
+from pipeline.system.outputs import check_file, check_folder
+from pipeline.system.results import plain
 from student.model.swinir import SwinIR
 from student.model.weight_files import load_student, read_metadata, save_student
 from student.networks import find_checkpoint
@@ -27,6 +29,8 @@ CHECKED_SIZES = ((1, 3, 24, 24), (2, 3, 17, 40), (1, 3, 64, 33))
 """(B, 3, H, W) on which ONNX Runtime must agree with torch: square, odd with a batch, and above one window row."""
 TOLERANCE, INT8_TOLERANCE = 1e-4, 1e-2
 """Largest absolute difference that is accepted, on a scale where white is 1, and the same with int8 weights."""
+_CONFIG, _WEIGHTS, _CARD = "config.json", "model.safetensors", "README.md"
+"""Files of a Hugging Face folder; the card is written once and belongs to the user then."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +42,51 @@ class Exported:
     bytes: int
     error: float | None
     """ONNX: largest absolute difference from torch over `CHECKED_SIZES`."""
+    half: bool = False
+    """Whether weights are stored as float16, and `error` is that of the network with such weights."""
+
+    failure = None
+    """See `pipeline.system.results.Result`: an export that differs is not written, and raises."""
+
+    def lines(self) -> list[str]:
+        """For people: the file, its size, and how exact it is."""
+        meant = "the network with float16 weights" if self.half else "the network"
+        same = f", differs from {meant} by at most {self.error:.1e}" if self.error is not None else ""
+        return [f"{self.path}: {self.format}, {self.bytes / 1e6:.2f} MB{same}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return plain(self)
 
 
 def format_of(out: Path, kind: Format | None = None) -> Format:
     """The format that a file's suffix stands for, or a folder's name without one; `kind` where that fits.
 
     Raises:
-        DtkdError: the suffix stands for none, or for another one than `kind`.
+        UsageError: the suffix stands for none, or for another one than `kind`.
     """
-    if out.is_dir():
-        meant: Format | None = "huggingface"
-    elif out.suffix.lower() in (".safetensors", ".onnx"):
-        meant = "onnx" if out.suffix.lower() == ".onnx" else "safetensors"
+    suffix = out.suffix.lower()
+    if suffix in (".safetensors", ".onnx"):
+        meant: Format | None = "onnx" if suffix == ".onnx" else "safetensors"
+    elif out.is_dir():
+        meant = "huggingface"
     else:  # a folder may have a dot in its name, if its format is named
-        meant = None if out.is_file() or (out.suffix and kind is None) else "huggingface"
+        meant = None if out.is_file() or (suffix and kind is None) else "huggingface"
     if meant is None or kind not in (None, meant):
-        raise DtkdError(
+        raise UsageError(
             f"{out} is no name for {kind or 'an export'}: give FILE.safetensors, FILE.onnx, or a folder for huggingface"
         )
     return meant
 
 
 def export(
-    checkpoint: str | Path, out: Path, kind: Format | None = None, *, half: bool = False, int8: bool = False
+    checkpoint: str | Path,
+    out: Path,
+    kind: Format | None = None,
+    *,
+    half: bool = False,
+    int8: bool = False,
+    overwrite: bool = False,
 ) -> Exported:
     """Write a student in another form.
 
@@ -72,18 +98,18 @@ def export(
         half: store weights as float16, half the size. Computing stays in float32: SwinIR overflows in float16.
         int8: ONNX only: linear layers with int8 weights and inputs that are quantised on the way (dynamic
             quantisation), which ONNX Runtime computes faster on CPUs.
+        overwrite: replace an earlier export.
 
     Raises:
-        DtkdError: no such checkpoint, an output that is the checkpoint itself, cannot be written or is named for
-            another format, weights that float16 cannot hold, no onnx installed, or an ONNX file that computes
-            something else.
+        DtkdError: no such checkpoint, an output that is the checkpoint itself, is there already or cannot be written,
+            weights that float16 cannot hold, no onnx installed, or an ONNX file that computes something else.
+        UsageError: an output that is named for another format, or int8 for another one than ONNX.
     """
     kind = format_of(out, kind)
     if int8 and (half or kind != "onnx"):
-        raise DtkdError("int8 weights are for ONNX files only, and not together with float16 ones")
+        raise UsageError("int8 weights are for ONNX files only, and not together with float16 ones")
     checkpoint = find_checkpoint(str(checkpoint))
-    if out.resolve() == checkpoint.resolve():
-        raise DtkdError(f"{out} is the checkpoint itself: give the export another name")
+    _refuse_what_is_there(checkpoint, out, kind, overwrite)
     model = load_student(checkpoint)
     metadata = {key: value for key, value in read_metadata(checkpoint).items() if key not in ("preset", "scale")}
     if half:
@@ -93,9 +119,65 @@ def export(
     ensure_dir(out.parent)
     if kind == "safetensors":
         save_student(_stored(model, half), out, metadata)
-        return Exported(out, kind, out.stat().st_size, None)
+        return Exported(out, kind, out.stat().st_size, None, half)
     error = _export_onnx(model, out, metadata, half, int8)
-    return Exported(out, kind, out.stat().st_size, error)
+    return Exported(out, kind, out.stat().st_size, error, half)
+
+
+def _refuse_what_is_there(checkpoint: Path, out: Path, kind: Format, overwrite: bool) -> None:
+    """Make sure that nothing is replaced but an earlier export, and that one only when asked."""
+    if checkpoint.resolve() in (out.resolve(), out.resolve() / _WEIGHTS):
+        raise DtkdError(f"{out} is the checkpoint itself: give the export another name")
+    if kind == "huggingface":
+        check_folder(out, "a student", overwrite, _is_hub_folder, keep=[_CARD])
+    else:
+        is_ours = _is_safetensors_student if kind == "safetensors" else _is_onnx_student
+        check_file(out, f"a student ({kind})", overwrite, is_ours)
+
+
+def _is_safetensors_student(path: Path) -> bool:
+    try:
+        return bool(read_metadata(path))
+    except DtkdError:
+        return False
+
+
+def _is_onnx_student(path: Path) -> bool:
+    """Whether `_export_onnx` wrote a file."""
+    onnx, _ = _import_onnx()
+    try:
+        properties = {entry.key for entry in onnx.load(path, load_external_data=False).metadata_props}
+    except Exception:  # protobuf and onnx raise many kinds on what is no ONNX file
+        return False
+    return {"preset", "scale"} <= properties
+
+
+def _is_hub_folder(folder: Path) -> bool:
+    """Whether what an export would replace in a folder is an export."""
+    try:
+        config = read_json(folder / _CONFIG)
+    except (OSError, DtkdError):
+        return False
+    weights = folder / _WEIGHTS
+    return (
+        isinstance(config, dict)
+        and (config.get("model_type"), "preset" in config) == ("swinir", True)
+        and (not weights.exists() or _is_safetensors_student(weights))
+    )
+
+
+def _import_onnx() -> tuple[Any, Any]:
+    """Onnx and onnxruntime.
+
+    Raises:
+        DtkdError: one is not installed.
+    """
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise DtkdError(f"ONNX export needs {error.name}: pip install 'dtkd[onnx]'") from error
+    return onnx, onnxruntime
 
 
 def _round_to_half(model: SwinIR) -> None:
@@ -127,8 +209,8 @@ def _export_folder(model: SwinIR, out: Path, metadata: dict[str, Any], half: boo
     student.load_state_dict(model.state_dict())
     _stored(student, half)
     student.save_pretrained(out)
-    written = [file for name in ("config.json", "model.safetensors", "README.md") if (file := out / name).exists()]
-    return Exported(out, "huggingface", sum(file.stat().st_size for file in written), None)
+    written = [file for name in (_CONFIG, _WEIGHTS, _CARD) if (file := out / name).exists()]
+    return Exported(out, "huggingface", sum(file.stat().st_size for file in written), None, half)
 
 
 def _export_onnx(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool, int8: bool) -> float:
@@ -137,11 +219,7 @@ def _export_onnx(model: SwinIR, out: Path, metadata: dict[str, Any], half: bool,
     Raises:
         DtkdError: onnx or onnxruntime are missing, or the difference is above the tolerance; nothing is written then.
     """
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError as error:
-        raise DtkdError(f"ONNX export needs {error.name}: pip install 'dtkd[onnx]'") from error
+    onnx, onnxruntime = _import_onnx()
     graph = _trace(model, out)
     if half:
         _store_as_half(graph)

@@ -9,6 +9,18 @@ So `high` is always the last octave, and `mid` every octave between it and LL: a
 octave beyond the LR image's own band, and the last. J = 1 has no `mid`. J = 0 is pixel distillation:
 `low` is the image itself.
 
+`energy` is an extension of this project, off by default: beside L_FG it compares how much texture there is, not where,
+
+    L_E = sum over g in {mid, high} of w_g * mean over bands b in g, windows v of |R_v(W_b(S)) - R_v(W_b(T))|,
+
+R_v the root mean square of the coefficients in window v, 16x16 pixels of the image at every level. Why: where the
+teacher's detail x is random given the LR image, E|s - x| is smallest at the median of x, about 0 for texture, so that a
+student that minimises L_FG draws none. R_v(x) hardly varies from one sample to the next, and E|R_v(s) - R_v(x)| is
+smallest where the student's detail has the teacher's local energy, at any phase. L becomes L + lambda * energy * L_E.
+
+`gt = low` keeps the ground truth out of the details, whose median it pulls the student to as well: the first term is
+then mean |LL_J(S) - LL_J(GT)| / 2^J, and the teacher has the rest.
+
 LL_J is divided by 2^J, which makes it the local pixel mean in [0, 1] (orthonormal coefficients are 2^J times that);
 the detail bands keep the orthonormal scale.
 
@@ -33,6 +45,10 @@ from pipeline.system.files import read_json
 from pipeline.wavelet import check_wavelet, decompose
 
 GROUPS = ("low", "mid", "high")
+ENERGY_WINDOW = 16
+"""Side of the windows of L_E in pixels of the image: 8 coefficients at level 1, 4 at level 2."""
+ENERGY_FLOOR = 1e-4
+"""Least local RMS, so that its gradient stays finite in flat areas; a fortieth of a level of 255."""
 MODES = {"uniform": (1.0, 1.0, 1.0), "mid": (0.25, 1.0, 0.5), "low": (1.0, 0.5, 0.25), "high": (0.25, 0.5, 1.0)}
 
 
@@ -50,12 +66,17 @@ class LossSettings:
     """JSON file {"weights": {"low": ..., "mid": ..., "high": ...}} that weights=calibrated reads."""
     lambda_max: float = 1.0
     """Highest weight of L_FG; 0 trains on the ground truth only."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How lambda rises from 0 to lambda_max; constant is lambda_max throughout."""
+    schedule: Literal["linear", "cosine", "constant", "reversed"] = "linear"
+    """How lambda rises from 0 to lambda_max; constant is lambda_max throughout, reversed falls as linear rises."""
     start: float = 0.1
     """Fraction of the run at which lambda begins to rise."""
     length: float = 0.5
     """Fraction of the run over which it rises."""
+
+    energy: float = 0.0
+    """Weight of the energy distance L_E relative to L_FG; 0 leaves it out."""
+    gt: Literal["all", "low"] = "all"
+    """Where the ground truth counts: in the whole image, or in the low group only."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -66,6 +87,11 @@ class LossSettings:
         if not 0 <= self.start <= 1 or not 0 <= self.length <= 1:
             raise DtkdError(
                 f"loss.start and loss.length are fractions of the run, 0 to 1, got {self.start}, {self.length}"
+            )
+        if self.energy < 0 or (self.energy and not self.levels):
+            raise DtkdError(
+                f"loss.energy must not be negative and needs loss.levels of 1 or more, got {self.energy} with "
+                f"loss.levels={self.levels}"
             )
         check_wavelet(self.wavelet)
         if self.weights == "calibrated" and not self.calibration:
@@ -85,6 +111,9 @@ class GroupWeights(NamedTuple):
     high: float
     levels: int = 2
     wavelet: str = "haar"
+    energy: float = 0.0
+    """Weight of the energy distance, relative to the group weights."""
+    gt: str = "all"
 
 
 class GroupDistance(NamedTuple):
@@ -96,11 +125,12 @@ class GroupDistance(NamedTuple):
 
 
 class LossParts(NamedTuple):
-    """The loss and what it is made of, all scalars; the groups are unweighted distances."""
+    """The loss and what it is made of, all scalars; `energy` is L_E, the groups are unweighted distances."""
 
     total: Tensor
     l1: Tensor
     fg: Tensor
+    energy: Tensor
     low: Tensor
     mid: Tensor
     high: Tensor
@@ -116,23 +146,53 @@ class Magnitudes(NamedTuple):
 
 
 def distillation_loss(sr: Tensor, gt: Tensor, teacher: Tensor, weights: GroupWeights, lam: float) -> LossParts:
-    """L1(sr, gt) + lam * L_FG(sr, teacher) of images (B, C, H, W) in [0, 1], in float32."""
+    """L1(sr, gt) + lam * (L_FG + energy * L_E)(sr, teacher) of images (B, C, H, W) in [0, 1], in float32."""
     sr = sr.float()
-    l1 = F.l1_loss(sr, gt)
+    whole = weights.gt == "all"
+    l1 = F.l1_loss(sr, gt) if whole else group_distances(sr, gt, weights.levels, weights.wavelet).low
     low, mid, high = group_distances(sr, teacher, weights.levels, weights.wavelet)
     fg = weights.low * low + weights.mid * mid + weights.high * high
-    return LossParts(l1 + lam * fg, l1, fg, low, mid, high)
+    energy = fg.new_zeros(())
+    if weights.energy:
+        distance = energy_distances(sr, teacher, weights.levels, weights.wavelet)
+        energy = weights.mid * distance.mid + weights.high * distance.high
+    return LossParts(l1 + lam * (fg + weights.energy * energy), l1, fg, energy, low, mid, high)
 
 
 def group_distances(sr: Tensor, teacher: Tensor, levels: int, wavelet: str = "haar") -> GroupDistance:
     """Mean absolute difference of each frequency group between images (B, C, H, W); W is linear, so W(S - T)."""
     low, details = decompose(sr - teacher, levels, wavelet)
-    bands = [detail.abs().mean() for detail in details]  # a level's three bands have one size: their mean is the mean
-    return GroupDistance(
-        low=low.abs().mean() / 2**levels,
-        mid=torch.stack(bands[1:]).mean() if levels > 1 else low.new_zeros(()),
-        high=bands[0] if levels > 0 else low.new_zeros(()),
-    )
+    return _grouped(low.abs().mean() / 2**levels, [detail.abs().mean() for detail in details])
+
+
+def energy_distances(sr: Tensor, teacher: Tensor, levels: int, wavelet: str = "haar") -> GroupDistance:
+    """Mean absolute difference of the local RMS of the detail bands of images (B, C, H, W); `low` is 0."""
+    ours, theirs = (decompose(image, levels, wavelet).details for image in (sr, teacher))
+    distances = []
+    for level, (s, t) in enumerate(zip(ours, theirs, strict=True), 1):
+        side = max(ENERGY_WINDOW >> level, 1)
+        distances.append((local_rms(s, side) - local_rms(t, side)).abs().mean())
+    return _grouped(sr.new_zeros(()), distances)
+
+
+def local_rms(band: Tensor, side: int) -> Tensor:
+    """RMS in windows of side x side coefficients: (B, C, 3, h, w) to (B, 3 C, h / side, w / side), rest left out.
+
+    Raises:
+        DtkdError: the band is smaller than a window.
+    """
+    if min(band.shape[-2:]) < side:
+        raise DtkdError(
+            f"loss.energy compares windows of {ENERGY_WINDOW} pixels: expected bands of {side} coefficients a side or "
+            f"more, got {band.shape[-1]}x{band.shape[-2]}; use a larger train.patch"
+        )
+    return (F.avg_pool2d(band.flatten(1, 2).square(), side) + ENERGY_FLOOR**2).sqrt()
+
+
+def _grouped(low: Tensor, levels: list[Tensor]) -> GroupDistance:
+    """Levels, finest first, to groups; a level's three bands have one size, so its mean is theirs."""
+    mid = torch.stack(levels[1:]).mean() if len(levels) > 1 else low.new_zeros(())
+    return GroupDistance(low, mid, levels[0] if levels else low.new_zeros(()))
 
 
 @torch.no_grad()
@@ -177,7 +237,8 @@ def scale_weights(settings: LossSettings, measured: Magnitudes) -> GroupWeights:
         raise DtkdError(f"loss.weights={(low, mid, high)} puts nothing on a group that {settings.levels} levels have")
     total = low * measured.low + mid * measured.mid + high * measured.high
     scale = measured.pixel / total if total > 0 else 1 / present
-    return GroupWeights(scale * low, scale * mid, scale * high, settings.levels, settings.wavelet)
+    groups = (scale * low, scale * mid, scale * high)
+    return GroupWeights(*groups, settings.levels, settings.wavelet, settings.energy, settings.gt)
 
 
 def _check_weights(weights: tuple, name: str) -> tuple[float, float, float]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.system import device as devices
 from pipeline.system import torchvision_guard
+from pipeline.system.device import choose, keep_freed_memory
 from pipeline.system.errors import DtkdError
 from student.model.swinir import SwinIR
 from student.model.weight_files import load_student
@@ -20,6 +20,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 """Students that are shipped, as NAME.safetensors."""
 DEFAULT = "tiny-x4"
 _ALIGN = 8
+
+
+class BrokenNetworkError(DtkdError):
+    """A network that gives no picture: its own fault, not that of what it was given."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Network:
         device: where it runs.
         bytes_per_pixel: memory of a forward pass, per LR pixel; an estimate on the safe side.
         forward: the network itself.
+        parameters: how many weights it has.
+        path: the file that it came from.
     """
 
     name: str
@@ -41,18 +47,24 @@ class Network:
     device: str
     bytes_per_pixel: int
     forward: Callable[[Tensor], Tensor]
+    parameters: int | None = None
+    path: Path | None = None
 
-    def __call__(self, lr: np.ndarray) -> np.ndarray:
-        """float32 (n, 3, h, w) in [0, 1] to (n, 3, S * h, S * w).
+    @torch.inference_mode()
+    def restore(self, lr: Tensor) -> Tensor:
+        """float32 (n, 3, h, w) in [0, 1], wherever it is, to (n, 3, S * h, S * w) on the CPU, not clipped.
 
         Raises:
-            DtkdError: the network returned NaN or infinity.
+            BrokenNetworkError: the network returned NaN or infinity.
         """
-        with torch.inference_mode():
-            sr = self.forward(torch.from_numpy(lr).to(self.device)).float().cpu()
+        sr = self.forward(lr.to(self.device)).float().cpu()
         if not sr.isfinite().all():
-            raise DtkdError(f"{self.name} returned values that are not finite: its weights are damaged")
-        return sr.numpy()
+            raise BrokenNetworkError(f"{self.name} gives values that are not finite: its weights are damaged")
+        return sr
+
+    def __call__(self, lr: np.ndarray) -> np.ndarray:
+        """As `restore`, for arrays."""
+        return self.restore(torch.from_numpy(lr)).numpy()
 
 
 def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
@@ -67,16 +79,17 @@ def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
         DtkdError: there is nothing of that name, or the file holds no network that upscales RGB pictures.
     """
     path = find_checkpoint(checkpoint)
-    device = devices.choose(device)
+    device = choose(device)
     if device == "cpu":
-        devices.keep_freed_memory()
+        keep_freed_memory()
     name = name_of(path)
     try:
         student = load_student(path)
     except DtkdError as error:
         return _from_spandrel(path, name, device, error)
     window = student.config.window
-    return Network(name, student.scale, math.lcm(_ALIGN, window), device, _swinir_bytes(student), student.to(device))
+    multiple, memory = math.lcm(_ALIGN, window), _swinir_bytes(student)
+    return Network(name, student.scale, multiple, device, memory, student.to(device), _count(student), path)
 
 
 def find_checkpoint(checkpoint: str) -> Path:
@@ -148,4 +161,9 @@ def _from_spandrel(path: Path, name: str, device: str, own_error: DtkdError) -> 
         raise DtkdError(f"{path} holds a {found.architecture.name} that does not turn RGB pictures into RGB pictures")
     found = found.to(device).eval()
     multiple = math.lcm(_ALIGN, found.size_requirements.multiple_of)
-    return Network(name, found.scale, multiple, device, 20_000 + 2000 * found.scale**2, found)
+    memory, count = 20_000 + 2000 * found.scale**2, _count(found.model)
+    return Network(name, found.scale, multiple, device, memory, found, count, path)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -10,7 +10,6 @@ slices of it.
 
 import json
 import os
-import signal
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from pipeline.images import decode_webp
-from pipeline.schema import MEMBERS, Manifest, Member, Split, digest
+from pipeline.schema import AROUND, MEMBERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
 from pipeline.system.errors import DtkdError
+from pipeline.training.readers import read_ahead
 
 Image = npt.NDArray[np.uint8]
 OPEN_TARS = 32  # file descriptors that a process keeps open
@@ -143,6 +143,8 @@ class CacheDataset(Dataset[Item]):
         self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
         self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
         self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
+        around = [s.members.get(AROUND) for _, s in rows]
+        self._around = np.array([(p.offset, p.size, p.crc32) if p else (0, 0, 0) for p in around], dtype=np.int64)
 
     def __len__(self) -> int:
         """Samples that have bytes (planned ones that failed are left out)."""
@@ -174,16 +176,24 @@ class CacheDataset(Dataset[Item]):
             )
         return lr, gt, teacher
 
+    def seen_by_teacher(self, index: int) -> Image:
+        """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
+        if not self._around[index, 1]:
+            return decode_webp(self._read(index, 0))
+        return decode_webp(self._bytes(index, self._around[index], AROUND))
+
     def fingerprint(self) -> str:
         """Identity of the samples and their bytes, wherever the cache lies."""
         return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
 
     def _read(self, index: int, member: int) -> bytes:
-        place = Member(*self._places[index, member].tolist())
+        return self._bytes(index, self._places[index, member], (*MEMBERS, "json")[member])
+
+    def _bytes(self, index: int, place: npt.NDArray[np.int64], name: str) -> bytes:
         try:
-            return self._files.read(self._names[self.shard_of[index]], place)
+            return self._files.read(self._names[self.shard_of[index]], Member(*place.tolist()))
         except DamagedShardError as error:
-            raise DamagedShardError(f"{self._where(index)}, {(*MEMBERS, 'json')[member]}: {error}") from error
+            raise DamagedShardError(f"{self._where(index)}, {name}: {error}") from error
 
     def _where(self, index: int) -> str:
         return f"{shard_path(self.cache, self._names[self.shard_of[index]])}, sample {self.key(index)}"
@@ -226,19 +236,10 @@ def batches(
     Raises:
         DtkdError: nothing to train on, ranks that do not divide the batch, a patch larger than the tiles, damage.
     """
-    _check(dataset, batch_size, patch, world)
+    refuse_misfits(dataset, batch_size, patch, world)
     device = torch.device(device)
-    loader = DataLoader(
-        _Patches(dataset, patch, seed),
-        batch_sampler=_RankPlan(dataset.shard_of, settings.window, seed, steps, batch_size, rank, world),
-        num_workers=min(settings.workers, os.cpu_count() or 1),
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_parent,
-        pin_memory=device.type == "cuda",
-    )
-    for raw in loader:
-        if isinstance(raw, DtkdError):
-            raise raw
+    plan = _RankPlan(dataset.shard_of, settings.window, seed, steps, batch_size, rank, world)
+    for raw in read_ahead(_Patches(dataset, patch, seed), plan, workers=settings.workers, device=device):
         lr, gt, teacher = (tensor.to(device, non_blocking=True).float().div_(255) for tensor in raw[:3])
         yield Batch(lr, gt, teacher, raw[3])
 
@@ -295,17 +296,14 @@ class _RankPlan(Sampler[list[Draw]]):
         return len(self._steps)
 
 
-class _Patches(Dataset):
-    """Draws to patches. A DtkdError is handed over as a value: the loader would bury it under a worker's traceback."""
+class _Patches:
+    """Draws to patches, in the readers."""
 
     def __init__(self, dataset: CacheDataset, patch: int, seed: int) -> None:
         self._dataset, self._patch, self._seed = dataset, patch, seed
 
-    def __getitems__(self, draws: list[Draw]) -> tuple[Tensor, Tensor, Tensor, list[str]] | DtkdError:
-        try:
-            triples = [self._triple(draw) for draw in draws]
-        except DtkdError as error:
-            return error
+    def __call__(self, draws: list[Draw]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
+        triples = [self._triple(draw) for draw in draws]
         lr, gt, teacher = (
             torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()) for images in zip(*triples, strict=True)
         )
@@ -317,7 +315,12 @@ class _Patches(Dataset):
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)
 
 
-def _check(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+def refuse_misfits(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+    """Refuse batches that `batches` cannot make, before anything is begun.
+
+    Raises:
+        DtkdError: nothing to train on, ranks that do not divide the batch, or a patch larger than the tiles.
+    """
     if not len(dataset):
         raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
     if batch_size % world:
@@ -327,13 +330,3 @@ def _check(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> No
             f"train.patch must be at most {dataset.tile // dataset.scale} LR pixels for this cache's tiles of "
             f"{dataset.tile} HR pixels, got {patch}"
         )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C reaches the whole process group; the parent decides when its readers end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

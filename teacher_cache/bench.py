@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipeline.schema import SampleError
 from pipeline.system.device import cpu_threads
 from pipeline.system.errors import DtkdError
+from pipeline.system.results import plain
+from pipeline.teacher import Teacher
 from teacher_cache.building.build import prepare
-from teacher_cache.building.plan import BuildSettings, PlannedSample
-from teacher_cache.building.samples import Cut, Image, SampleMaker, restore
-from teacher_cache.teachers import DiffusersTeacher, ImportedTeacher
+from teacher_cache.building.crops import TileImages
+from teacher_cache.building.plan import PlannedSample
+from teacher_cache.building.samples import Image, Request, SampleMaker, restore
+from teacher_cache.building.settings import BuildSettings
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,32 @@ class Part:
     """Of the sum of all parts."""
 
 
+@dataclass(frozen=True)
+class TeacherBench:
+    """All parts, and how they were measured."""
+
+    teacher: str
+    steps: int
+    rounds: int
+    device: str
+    threads: int
+    rows: tuple[Part, ...]
+
+    failure = None
+    """See `pipeline.system.results.Result`."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return bench_lines(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"bench": "teacher", **plain(self)}
+
+
 def bench_teacher(
     corpus: str,
-    teacher: DiffusersTeacher | ImportedTeacher,
+    teacher: Teacher,
     settings: BuildSettings,
     rounds: int = 5,
     threads: int | None = 2,
@@ -41,19 +67,19 @@ def bench_teacher(
     A build cuts the next tiles while the teacher works, so it takes less than the sum where there is a second core.
 
     Raises:
-        DtkdError: imported pictures, `rounds` below 1, an unusable corpus, or a tile that fails.
+        DtkdError: a teacher without a network, `rounds` below 1, an unusable corpus, or a tile that fails.
     """
-    if isinstance(teacher, ImportedTeacher):
-        raise DtkdError(f"{teacher.name} holds finished pictures: there is nothing to measure")
+    if not teacher.steps:
+        raise DtkdError(f"{teacher.name} computes nothing: there is nothing to measure")
     if rounds < 1:
         raise DtkdError(f"rounds must be at least 1, got {rounds}")
     with ExitStack() as stack:
-        job = prepare(corpus, Path(stack.enter_context(tempfile.TemporaryDirectory())), teacher, settings)
+        work = prepare(corpus, Path(stack.enter_context(tempfile.TemporaryDirectory())), teacher, settings)
         stack.enter_context(cpu_threads(threads))
         stack.callback(setattr, teacher, "steps", teacher.steps)
-        shard = next(shard for shard in job.plan.shards if shard.split == "train")
+        shard = next(shard for shard in work.plan.shards if shard.split == "train")
         turns = [
-            _turn(job.maker, teacher, shard.samples[: settings.micro_batch], teacher.steps) for _ in range(rounds + 1)
+            _turn(work.maker, teacher, shard.samples[: settings.micro_batch], teacher.steps) for _ in range(rounds + 1)
         ]
     medians = [statistics.median(seconds) for seconds in zip(*turns[1:], strict=True)]  # the first one warms up
     cut, start, step, encode = medians
@@ -74,18 +100,22 @@ def bench_lines(parts: Sequence[Part]) -> list[str]:
 
 
 def _turn(
-    maker: SampleMaker, teacher: DiffusersTeacher, tiles: Sequence[PlannedSample], steps: int
+    maker: SampleMaker, teacher: Teacher, tiles: Sequence[PlannedSample], steps: int
 ) -> tuple[float, float, float, float]:
     """Seconds a tile of: cutting, the teacher without its steps, one step, encoding."""
     cuts, cut = _timed(lambda: maker.cut(tiles))
     failed = next((item for item in cuts if isinstance(item, SampleError)), None)
     if failed:
         raise DtkdError(f"a tile cannot be cut: {failed.message}")
-    lrs, seeds = [item.around for item in cuts if isinstance(item, Cut)], list(range(len(cuts)))
+    requests = [
+        Request(images.around, seed, maker.photos.place(sample.tile))
+        for seed, (sample, images) in enumerate(zip(tiles, cuts, strict=True))
+        if isinstance(images, TileImages)
+    ]
 
     def teach(count: int) -> list[Image | SampleError]:
         teacher.steps = count
-        restored = restore(teacher, lrs, seeds, len(lrs), maker.context)
+        restored = restore(teacher, requests, len(requests), maker.context)
         if failed := next((item for item in restored if isinstance(item, SampleError)), None):
             raise DtkdError(f"the teacher fails with {count} steps: {failed.message}")
         return restored

@@ -21,13 +21,14 @@ from pipeline import images, schema, shards
 from pipeline.degradation import Degradation
 from pipeline.system.errors import DtkdError
 from pipeline.system.progress import ProgressEvent
+from pipeline.teacher import Teacher
 from teacher_cache.building.build import BuildSettings, build_cache
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 SETTINGS = {"tile": 64, "samples_per_shard": 5, "micro_batch": 2, "hold_out": 1}
 
 
-class NoisyBicubic:
+class NoisyBicubic(Teacher):
     """Bicubic upsampling plus noise from each image's own seed: deterministic, different for every sample."""
 
     def __init__(self, scale: int = 4, noise: float = 0.05, refuse: Callable[[torch.Tensor], bool] | None = None):

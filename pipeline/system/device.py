@@ -1,29 +1,67 @@
 """Which device a process computes on, and what it is good at."""
 
+import atexit
 import ctypes
-import os
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+
+def processes() -> "PartialState":
+    """Accelerate's knowledge of this process: `device`, `process_index`, `num_processes`, `is_main_process`.
+
+    Under `accelerate launch` and `torchrun` the first call waits for the other processes. On a machine without an
+    accelerator, accelerate finds them only where it is told to compute on the CPU. Processes that nobody introduces to
+    each other, a SLURM array for example, are each the first and only one.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    from torch.distributed import is_torchelastic_launched
+
+    together_on_cpus = is_torchelastic_launched() and not torch.accelerator.is_available()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or together_on_cpus)
+    if state.num_processes > 1:
+        _leave_at_exit()
+    return state
+
+
+@functools.cache
+def _leave_at_exit() -> None:
+    import torch.distributed as dist
+
+    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+
+
+def first_process() -> bool:
+    """Whether this is the one of several processes that speaks to people."""
+    return processes().is_main_process
 
 
 def choose(name: str = "auto") -> str:
-    """Torch device for `name`; `auto` is this process's GPU where there is one (by LOCAL_RANK), else `cpu`.
+    """Torch device for `name`; `auto` is this process's own accelerator (CUDA, MPS, XPU ...) where there is one.
 
     Raises:
-        DtkdError: torch knows no such device, or it is not on this machine.
+        UsageError: torch knows no such device, or it is not on this machine.
     """
     import torch
 
     if name == "auto":
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        device = processes().device
+        assert device is not None
+        return "cpu" if device.type == "cpu" else str(device)  # accelerate numbers CPUs, too: cpu:0
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this kind
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DtkdError(f"the device {name!r} cannot be used here ({reason}): take auto, cpu or cuda:0") from error
+        raise UsageError(f"the device {name!r} cannot be used here ({reason}): take auto, cpu or cuda:0") from error
     return name
 
 

@@ -22,6 +22,16 @@ os.umask(_UMASK)
 _MODE = 0o666 & ~_UMASK
 
 
+def expand_home(value: Any) -> Any:
+    """`~` expanded in a path, a list of them, or text that is one, also behind a kind: `import:~/outputs`."""
+    if isinstance(value, list):
+        return [expand_home(item) for item in value]
+    if isinstance(value, str):
+        kind, colon, where = value.rpartition(":")
+        return f"{kind}{colon}{Path(where).expanduser()}" if where.startswith("~") else value
+    return value.expanduser() if isinstance(value, Path) else value
+
+
 def ensure_dir(path: str | Path) -> Path:
     """Create `path` and its parents where missing, and make sure that files can be made in it.
 
@@ -57,7 +67,8 @@ def _write_synced(descriptor: int, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
         file.flush()
-        os.fchmod(file.fileno(), _MODE)  # mkstemp made it private
+        if hasattr(os, "fchmod"):  # Windows has none, and no such modes
+            os.fchmod(file.fileno(), _MODE)  # mkstemp made it private
         os.fsync(file.fileno())
 
 

@@ -27,12 +27,14 @@ class ProgressEvent:
         total: units planned; 0 when it is not known yet.
         unit: what is counted, in the plural ("tiles", "steps").
         note: a short remark of the moment ("loss .0312", "2 errors").
+        summary: a line of its own, which stays: what will be done, told with the first event.
     """
 
     done: int
     total: int
     unit: str
     note: str = ""
+    summary: str = ""
 
 
 OnProgress = Callable[[ProgressEvent], None]
@@ -114,6 +116,8 @@ def _plain(title: str, stream: IO[str], clock: Callable[[], float] = time.monoto
         nonlocal shown, last
         rate, left = pace.observe(event)
         complete = event.done >= event.total > 0
+        if event.summary:
+            print(f"{title}: {event.summary}", file=stream, flush=True)
         if event != last and (complete or clock() - shown >= PLAIN_SECONDS):
             shown, last = clock(), event
             print(plain_line(title, event, rate, left), file=stream, flush=True)
@@ -132,12 +136,19 @@ def _bar(title: str, stream: IO[str]) -> Iterator[OnProgress]:
             return Text(task.fields["live"], overflow="ellipsis", no_wrap=True)
 
     columns = (TextColumn("{task.description}"), BarColumn(), Live())
-    with Progress(*columns, console=Console(file=stream)) as progress:
-        task, pace = progress.add_task(title, total=None, live=""), Pace()
+    progress, pace = Progress(*columns, console=Console(file=stream)), Pace()
+    task = progress.add_task(title, total=None, live="")
 
-        def show(event: ProgressEvent) -> None:
-            rate, left = pace.observe(event)
-            live = plain_line("", event, rate, left).removeprefix(": ")
-            progress.update(task, completed=event.done, total=event.total or None, live=live)
+    def show(event: ProgressEvent) -> None:
+        progress.start()  # with the first event: work that is refused leaves no empty bar
+        if event.summary:
+            progress.console.print(f"{title}: {event.summary}", markup=False, highlight=False, soft_wrap=True)
+        rate, left = pace.observe(event)
+        live = plain_line("", event, rate, left).removeprefix(": ")
+        progress.update(task, completed=event.done, total=event.total or None, live=live)
 
+    try:
         yield show
+    finally:
+        if progress.live.is_started:
+            progress.stop()

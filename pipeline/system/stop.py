@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM as a wish that a loop can honour at a good moment."""
+"""Ctrl-C and SIGTERM: as a wish that a loop can honour at a good moment, or both as a KeyboardInterrupt."""
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,3 +35,19 @@ class StopSignals:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Within the block SIGTERM, which schedulers send, interrupts as Ctrl-C does: with KeyboardInterrupt.
+
+    Outside the main thread, where Python allows no handlers, the signal is left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

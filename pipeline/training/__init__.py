@@ -1,1 +1,1 @@
-"""What both trainings share."""
+"""What training a student and training a teacher have in common."""

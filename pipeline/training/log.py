@@ -1,11 +1,12 @@
 """What a training run tells about itself: log.jsonl (one JSON object a line) and the same numbers for TensorBoard.
 
-{"step": 50, "total": ..., "l1": ..., "fg": ..., "low": ..., "mid": ..., "high": ..., "lambda": ..., "lr": ...,
- "grad_norm": ..., "skipped": ..., "seconds": ...}     means over the steps since the last such line
-{"step": 500, "val_psnr_y": ...}                       of the averaged weights on held-out samples, dB
+{"step": 50, "total": ..., "l1": ..., "fg": ..., "low": ..., "mid": ..., "high": ..., "grad_norm": ..., "skipped": ...,
+ "seconds": ..., "lambda": ..., "lr": ...}    means over the steps since the last such line; a teacher has `total` alone
+{"step": 500, "val_psnr_y": ...}              of the averaged weights on held-out pictures, dB
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,23 @@ CURVES = {
 
 
 class RunLog:
-    """Appends to both logs of a run, after taking back what a killed process wrote past `step`."""
+    """Appends to both logs of a run, after taking back what a killed process wrote past `step`.
 
-    def __init__(self, run: Path, step: int) -> None:
-        """Open the logs to go on after `step` finished steps."""
+    Processes other than the main one have a log that drops every line, so that a loop need not ask which it is in.
+    """
+
+    def __init__(self, run: Path, step: int, speaks: bool = True) -> None:
+        """Open the logs to go on after `step` finished steps; none where this process does not speak."""
+        self._files = ExitStack()
+        self._lines = self._board = None
+        if not speaks:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         path = run / "log.jsonl"
         atomic_write_bytes(path, "".join(json.dumps(line) + "\n" for line in read_log(run, step)).encode())
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._lines = self._files.enter_context(path.open("a", encoding="utf-8"))
+        self._board = self._files.enter_context(SummaryWriter(str(run / "tensorboard"), purge_step=step + 1))
 
     def __enter__(self) -> "RunLog":
         """Nothing to do: the files are open."""
@@ -44,13 +52,14 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         """Close both logs."""
-        self._file.close()
-        self._board.close()
+        self._files.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Log one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Log one line, where there is anything to say."""
+        if self._lines is None or self._board is None or not values:
+            return
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.flush()
         for name, value in values.items():
             self._board.add_scalar(CURVES.get(name, f"train/{name}"), value, step)
 

@@ -9,7 +9,6 @@ Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 """
 
 import contextlib
-import difflib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -23,7 +22,8 @@ import torch
 from pipeline import images
 from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
 from pipeline.system import torchvision_guard
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import UsageError
+from pipeline.system.words import nearest
 from student.evaluation import offline
 
 Image = npt.NDArray[np.uint8]
@@ -32,7 +32,6 @@ Reference = Literal["gt", "teacher"]
 
 OURS = ("psnr_y", "ssim_y", "teacher_psnr_y")
 DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
-WEIGHTS_HOST = "https://huggingface.co"  # where pyiqa's learned metrics fetch their weights
 
 # pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
 _YCBCR: dict[str, Setting] = {"color_space": "ycbcr"}
@@ -94,7 +93,7 @@ def load(names: Sequence[str], device: str = "cpu") -> Loaded:
         device: where pyiqa's networks run.
 
     Raises:
-        DtkdError: if a name is unknown; it names the nearest known one.
+        UsageError: if a name is unknown; it names the nearest known one.
     """
     ready: list[Metric] = []
     missing: list[Unavailable] = []
@@ -131,8 +130,8 @@ def _pyiqa(name: str, device: str) -> Metric | Unavailable:
         return Unavailable(name, f"pyiqa cannot be imported ({error})", "pip install 'dtkd[metrics]'")
     known = [n for n in DEFAULT_CONFIGS if n not in _NOT_PER_IMAGE]
     if name not in known:
-        near = difflib.get_close_matches(name, [*OURS, *known], n=1, cutoff=0)[0]
-        raise DtkdError(f"unknown metric {name!r}: the nearest known one is {near!r}")
+        near = nearest(name, [*OURS, *known], cutoff=0)
+        raise UsageError(f"unknown metric {name!r}: the nearest known one is {near!r}")
 
     create: Callable[..., Any] = pyiqa.create_metric
     pins = PINNED.get(name, {})
@@ -162,9 +161,12 @@ def _without_or_with_network(create: Callable[[], Any], name: str) -> Any | Unav
             return _silent(create)
     except Exception as error:  # pyiqa and the libraries below it raise many kinds; `reason` keeps what was said
         reason = _first_line(error)
-    remedy = f"run once with network access to {WEIGHTS_HOST}, or copy pyiqa's weights to the torch hub cache"
-    if not offline.reachable(WEIGHTS_HOST):
-        return Unavailable(name, f"its weights are not on this machine and {WEIGHTS_HOST} does not answer", remedy)
+    host = offline.weights_host()
+    remedy = f"run once with network access to {host}, or copy pyiqa's weights to the torch hub cache"
+    if offline.forbidden():
+        return Unavailable(name, "its weights are not on this machine and HF_HUB_OFFLINE is set", f"unset it, {remedy}")
+    if not offline.reachable(host):
+        return Unavailable(name, f"its weights are not on this machine and {host} does not answer", remedy)
     try:
         with offline.patience(20):
             return _silent(create)

@@ -2,7 +2,7 @@
 
 Libraries that fetch weights at first use retry for minutes where there is no network. `no_network` makes every
 connection of the block fail immediately, so that only files already on this machine are found; `reachable` asks one
-host, once, within seconds.
+host, once, within seconds. What the user told the Hugging Face client (HF_ENDPOINT, HF_HUB_OFFLINE) holds here too.
 """
 
 import functools
@@ -14,7 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Never
 
-import huggingface_hub.constants as hub
+from huggingface_hub import constants
+
+
+def weights_host() -> str:
+    """Address of the host that weights are fetched from: HF_ENDPOINT, else huggingface.co."""
+    return constants.ENDPOINT
+
+
+def forbidden() -> bool:
+    """Whether the user forbade to fetch anything, by HF_HUB_OFFLINE."""
+    return constants.HF_HUB_OFFLINE
 
 
 def _refuse(*args: object, **kwargs: object) -> Never:
@@ -24,12 +34,12 @@ def _refuse(*args: object, **kwargs: object) -> Never:
 @contextmanager
 def no_network() -> Iterator[None]:
     """Within the block every new connection of this process fails at once, and the Hugging Face client is offline."""
-    resolve, connect, offline = socket.getaddrinfo, socket.socket.connect, hub.HF_HUB_OFFLINE
-    socket.getaddrinfo, socket.socket.connect, hub.HF_HUB_OFFLINE = _refuse, _refuse, True
+    resolve, connect, offline = socket.getaddrinfo, socket.socket.connect, constants.HF_HUB_OFFLINE
+    socket.getaddrinfo, socket.socket.connect, constants.HF_HUB_OFFLINE = _refuse, _refuse, True
     try:
         yield
     finally:
-        socket.getaddrinfo, socket.socket.connect, hub.HF_HUB_OFFLINE = resolve, connect, offline
+        socket.getaddrinfo, socket.socket.connect, constants.HF_HUB_OFFLINE = resolve, connect, offline
 
 
 @contextmanager

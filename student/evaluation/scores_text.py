@@ -1,36 +1,42 @@
 """Figures of an evaluation as plain text."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from student.evaluation.evaluate import Evaluation
+from pipeline.system.words import plural
+
+if TYPE_CHECKING:
+    from student.evaluation.scores import CandidateScores, Evaluation
 
 
-def score_lines(found: Evaluation, labels: Mapping[str, str]) -> list[str]:
+def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
     """The lines to print: a table of means, then what could not be used or measured.
 
     Args:
         found: the figures.
         labels: what to call a candidate, where that is not its own name.
     """
-    names = found.metric_names
-    head = [
-        "",
-        *(f"{m.name} {'v' if m.lower_is_better else '^'}" for m in found.metrics.metrics),
-        "parameters",
-        "s/image",
-    ]
-    rows = [head]
+    metrics = [f"{m.name} {'v' if m.lower_is_better else '^'}" for m in found.metrics.metrics]
+    rows = [["", *metrics, "parameters", "s/image"]]
     for row in found.candidates:
-        means = [row.mean(name) for name in names]
-        figures = ["-" if mean is None else f"{mean:.4f}" for mean in means]
+        figures = [_mean(row, name) for name in found.metric_names]
         parameters = f"{row.parameters:,}" if row.parameters else "-"
-        rows.append(
-            [labels.get(row.name, row.name), *figures, parameters, f"{row.seconds:.3f}" if row.seconds else "-"]
-        )
-    images = len(found.candidates[0].images)
-    lines = [*_table(rows), f"{images} images, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
+        seconds = f"{row.seconds:.3f}" if row.seconds else "-"
+        rows.append([labels.get(row.name, row.name), *figures, parameters, seconds])
+    images = plural(len(found.candidates[0].images), "image")
+    lines = [*_table(rows), f"{images}, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
+    lines += found.remarks
     lines += [f"skipped {item.id}: {item.reason}" for item in found.skipped]
     return lines + [f"{u.name} is not available: {u.reason}; {u.remedy}" for u in found.metrics.unavailable]
+
+
+def _mean(row: "CandidateScores", metric: str) -> str:
+    """A mean, or `equal` where the candidate restored every image exactly."""
+    if row.images and all(math.isinf(score.values.get(metric, 0.0)) for score in row.images):
+        return "equal"
+    mean = row.mean(metric)
+    return "-" if mean is None else f"{mean:.4f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from student.model.swinir import SwinIR, SwinIRConfig
 
 __all__ = ["ModelSettings", "Preset", "SwinIR", "SwinIRConfig", "build", "preset_config", "preset_of"]
@@ -53,12 +53,14 @@ def preset_config(preset: str, scale: int = 4) -> SwinIRConfig:
     """Architecture of a preset.
 
     Parameters at scale 4: tiny 340 thousand, light 930 thousand, classical 11.9, real-m 11.7, real-l 28.0 million.
+    The published ones store the masks of 64 x 64 LR pixels that official SwinIR's scripts insist on. tiny, which these
+    scripts do not know, stores the smallest that a SwinIR loader rebuilds its network from: two windows along a side.
 
     Raises:
         DtkdError: there is no such preset, or not at this scale.
     """
     if preset == "tiny":
-        return SwinIRConfig(scale, 48, (4,) * 3, (4,) * 3, "pixelshuffledirect")
+        return SwinIRConfig(scale, 48, (4,) * 3, (4,) * 3, "pixelshuffledirect", img_size=16)
     if preset == "light":
         return SwinIRConfig(scale, 60, (6,) * 4, (6,) * 4, "pixelshuffledirect")
     if preset == "classical":
@@ -67,7 +69,7 @@ def preset_config(preset: str, scale: int = 4) -> SwinIRConfig:
         return SwinIRConfig(scale, 180, (6,) * 6, (6,) * 6, "nearest+conv")
     if preset == "real-l":
         return SwinIRConfig(scale, 240, (6,) * 9, (8,) * 9, "nearest+conv", "3conv")
-    raise DtkdError(f"there is no preset {preset!r}: choose one of {', '.join(get_args(Preset))}")
+    raise UsageError(f"there is no preset {preset!r}: choose one of {', '.join(get_args(Preset))}")
 
 
 def preset_of(config: SwinIRConfig) -> str:

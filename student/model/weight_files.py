@@ -6,6 +6,7 @@ architecture from `relative_position_index` and insists on `attn_mask` in odd bl
 
 import json
 import math
+import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,7 +59,20 @@ def save_student(model: SwinIR, path: str | Path, metadata: Mapping[str, Any]) -
     header = {"format": "pt", METADATA_KEY: json.dumps(described, sort_keys=True, allow_nan=False)}
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     ensure_dir(path.parent)
-    atomic_write_bytes(path, safetensors.torch.save(tensors, header))
+    atomic_write_bytes(path, _in_order(safetensors.torch.save(tensors, header)))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The safetensors file `data` with its metadata sorted: the library leaves their order to chance.
+
+    Layout: length of the header (uint64, little-endian), header as JSON padded with spaces to 8 bytes, tensors.
+    """
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -86,6 +100,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
+    except pickle.UnpicklingError as error:  # torch would advise weights_only=False, which runs code from the file
+        raise _no_checkpoint(path, "it is cut, or holds Python objects beside tensors, which are not loaded") from error
     except Exception as error:  # cut or foreign files make torch raise nearly anything: IndexError, an empty EOFError
         raise _no_checkpoint(path, next(iter(str(error).splitlines()), type(error).__name__)) from error
     for wrapper in _WRAPPERS:

@@ -1,30 +1,31 @@
-"""The report as an HTML page: one file with pictures, curves, style and script inside."""
+"""The report as an HTML page: one file with pictures, curves, style and script inside.
 
-import html
+Here is what the page says; how it looks stands in `assets/report.html`, a Jinja2 template that escapes whatever it is
+given. Only the curves go in as they are: SVG of our own, in which matplotlib has escaped the names of the runs.
+"""
+
 import json
-from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
-from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from scipy.ndimage import uniform_filter
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline import fidelity, images
 from pipeline.schema import Manifest
 from pipeline.system.progress import clock_text
-from student.evaluation.evaluate import CandidateScores, Evaluation, Score
 from student.evaluation.metrics import Image, Metric
+from student.evaluation.scores import CandidateScores, Evaluation, Score
+from student.evaluation.scores_text import score_lines
 from student.report import curves
 from student.report.curves import RunCurves
+from student.report.pictures import busiest_square, data_uri
 
 BICUBIC, TEACHER, TRUTH = "LR (bicubic)", "teacher", "GT"
 GT_ONLY, DTKD = "GT-only student", "DTKD student"
-DETAIL = 72  # side of the enlarged square, HR pixels
 MEANINGFUL = 0.05  # an advantage of the teacher below this share of the figure is noise, and a share of it is none
+_NONE = "\N{EN DASH}"
 _METRIC_LABELS = {"teacher_psnr_y": "psnr_y to teacher"}
 
 
@@ -61,6 +62,39 @@ class Report:
         """How many times faster than its teacher the student is."""
         return self.teacher_seconds / self.student_seconds if self.teacher_seconds and self.student_seconds else None
 
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return self.evaluation.failure
+
+    def lines(self) -> list[str]:
+        """For people: the figures, the times, the file."""
+        lines = score_lines(self.evaluation, self.labels)
+        if self.ratio:
+            times = f"the teacher {self.teacher_seconds:.2f} s and the student {self.student_seconds:.3f} s"
+            lines.append(f"a held-out photo takes {times}: {self.ratio:.1f} times faster")
+        return [*lines, f"report: {self.path}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        times = {"teacher_seconds": self.teacher_seconds, "student_seconds": self.student_seconds, "ratio": self.ratio}
+        return {"report": str(self.path), **times, "evaluation": self.evaluation.to_json()}
+
+
+class _Figure(NamedTuple):
+    """A number in the table of means."""
+
+    text: str
+    best: bool
+
+
+class _Table(NamedTuple):
+    """A table of keys and their values."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Any]]]
+
 
 def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown: dict[str, dict[str, Image]]) -> str:
     """The page.
@@ -71,22 +105,31 @@ def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown:
         manifest: of the cache that was evaluated on.
         shown: image id -> candidate -> picture, for the photos to show.
     """
-    assets = resources.files("student.report") / "assets"
-    parts = {
-        "title": f"DTKD report: {html.escape(manifest.corpus)}",
-        "headline": _headline(report),
-        "lead": _lead(report, manifest, runs),
-        "facts": "\n".join(f"<li><b>{value}</b><span>{text}</span></li>" for value, text in _facts(report)),
-        "table": _figures_table(report),
-        "table_note": _table_note(report),
-        "photos": "\n".join(_photo(report, image_id, pictures) for image_id, pictures in shown.items()),
-        "curves": _curves(runs),
-        "times": _times_table(report, manifest),
-        "provenance": _provenance(report, manifest, runs),
-        "css": (assets / "report.css").read_text(encoding="utf-8"),
-        "js": (assets / "report.js").read_text(encoding="utf-8"),
-    }
-    return Template((assets / "report.html").read_text(encoding="utf-8")).substitute(parts)
+    loader = PackageLoader("student.report", "assets")
+    pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    return pages.get_template("report.html").render(
+        ours=DTKD,
+        corpus=manifest.corpus,
+        headline=_headline(report),
+        lead=_lead(report, manifest, runs),
+        facts=_facts(report),
+        columns=[
+            {"label": _METRIC_LABELS.get(m.name, m.name), "lower_is_better": m.lower_is_better}
+            for m in report.evaluation.metrics.metrics
+        ],
+        rows=_rows(report),
+        table_note=_table_note(report),
+        photos=[_photo(report, image_id, pictures) for image_id, pictures in shown.items()],
+        curves=list(_curves(runs)),
+        times=_times(report, manifest),
+        tables=_provenance(report, manifest, runs),
+    )
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a page that `render` made."""
+    with open(path, "rb") as file:
+        return b"<title>DTKD report: " in file.read(1000)
 
 
 def _row(report: Report, label: str) -> CandidateScores | None:
@@ -100,23 +143,21 @@ def _mean(report: Report, label: str, metric: str) -> float | None:
 
 def _headline(report: Report) -> str:
     student, bicubic = _mean(report, DTKD, "psnr_y"), _mean(report, BICUBIC, "psnr_y")
-    assert student is not None and bicubic is not None
-    gain = f"{abs(student - bicubic):.2f} dB {'above' if student >= bicubic else 'below'} bicubic"
-    if report.ratio is None:
-        return f"The distilled student: {gain}"
-    return f"The distilled student: {_times(report.ratio)} faster than its teacher, {gain}"
+    parts = [f"{_ratio_text(report.ratio)} faster than its teacher"] if report.ratio else []
+    if student is not None and bicubic is not None:
+        parts.append(f"{abs(student - bicubic):.2f} dB {'above' if student >= bicubic else 'below'} bicubic")
+    return f"The distilled student: {', '.join(parts)}" if parts else "The distilled student"
 
 
 def _lead(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -> str:
     count = len(report.evaluation.candidates[0].images)
     settings = runs[-1].settings
     init = settings.get("train", {}).get("init") or ""
-    origin = f"It started from pre-trained weights ({html.escape(str(init))})." if init else "It started from scratch."
+    origin = f"It started from pre-trained weights ({init})." if init else "It started from scratch."
     return (
-        f"A {html.escape(str(settings['model']['preset']))} transformer was trained for {settings['train']['steps']} "
-        f"steps on what the teacher “{html.escape(manifest.teacher)}” made of “{html.escape(manifest.corpus)}”, "
-        f"x{manifest.scale}, {html.escape(str(manifest.degradation['kind']))} degradation. {origin} "
-        f"Everything below is measured on {count} held-out photo{'s' if count != 1 else ''}."
+        f"A {settings['model']['preset']} transformer was trained for {settings['train']['steps']} steps on what the "
+        f"teacher “{manifest.teacher}” made of “{manifest.corpus}”, x{manifest.scale}, {manifest.degradation['kind']} "
+        f"degradation. {origin} Everything below is measured on {count} held-out photo{'s' if count != 1 else ''}."
     )
 
 
@@ -136,20 +177,17 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     return facts
 
 
-def _figures_table(report: Report) -> str:
+def _rows(report: Report) -> Iterator[dict[str, Any]]:
+    """Rows of the table of means."""
     found = report.evaluation
-    measured = found.metrics.metrics
-    heads = [f"{_metric_label(m)} {'&darr;' if m.lower_is_better else '&uarr;'}" for m in measured]
-    best = {m.name: _best(found, m) for m in measured}
-    rows = []
+    best = {m.name: _best(found, m) for m in found.metrics.metrics}
     for row in found.candidates:
-        cells = [_figure(row.mean(m.name), m.name, row.name in best[m.name]) for m in measured]
-        parameters = f"{row.parameters:,}" if row.parameters else "&ndash;"
-        cells += [f"<td>{parameters}</td>", f"<td>{_seconds(row.seconds)}</td>"]
-        label = report.labels[row.name]
-        rows.append(f"<tr{_ours(label)}><th scope=row>{label}</th>{''.join(cells)}</tr>")
-    header = "".join(f"<th scope=col>{head}</th>" for head in ["", *heads, "parameters", "seconds a photo"])
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        yield {
+            "label": report.labels[row.name],
+            "figures": [_Figure(_number(row.mean(name), name), row.name in best[name]) for name in found.metric_names],
+            "parameters": f"{row.parameters:,}" if row.parameters else _NONE,
+            "seconds": _seconds(row.seconds),
+        }
 
 
 def _best(found: Evaluation, metric: Metric) -> set[str]:
@@ -167,7 +205,8 @@ def _table_note(report: Report) -> str:
     notes = [
         f"Means over the held-out photos; arrows point to better. psnr_y (dB) and ssim_y on 8-bit BT.601 luma, "
         f"{found.crop_border} border pixels left out. Blue: the best, ground truth aside.",
-        *(f"{html.escape(u.name)} is missing: {html.escape(u.reason)}." for u in found.metrics.unavailable),
+        *(f"{u.name} is missing: {u.reason}." for u in found.metrics.unavailable),
+        *(f"{remark}." for remark in found.remarks),
     ]
     gaps = [text for m in found.metrics.metrics if (text := _gap(report, m))]
     if gaps:
@@ -187,72 +226,53 @@ def _gap(report: Report, metric: Metric) -> str:
     return f"{(after - before) / (goal - before):.0%} in {metric.name}"
 
 
-def _photo(report: Report, image_id: str, pictures: dict[str, Image]) -> str:
-    truth = pictures["gt"]
-    height, width = truth.shape[:2]
-    x, y, side = busiest_square(truth)
+def _photo(report: Report, image_id: str, pictures: dict[str, Image]) -> dict[str, Any]:
+    """One photo in all versions, with the square that is enlarged below each."""
+    height, width = pictures["gt"].shape[:2]
+    x, y, side = busiest_square(pictures["gt"])
     places = {"left": x / width, "top": y / height, "width": side / width, "height": side / height}
-    box = ";".join(f"{name}:{place:.2%}" for name, place in places.items())
-    figures = []
+    shots = []
     for row in report.evaluation.candidates:
-        label = report.labels[row.name]
         score = next(score for score in row.images if score.id == image_id)
-        alt = html.escape(f"{image_id}: {label}", quote=True)
-        figures.append(
-            f'<figure{_ours(label)}><button class="frame" aria-label="{alt}, at full size">'
-            f'<img src="{_data_uri(pictures[row.name])}" width="{width}" height="{height}" alt="{alt}">'
-            f'<i style="{box}"></i></button><canvas class="detail" aria-hidden="true"></canvas>'
-            f"<figcaption><b>{label}</b> {_caption(report, score)}</figcaption></figure>"
-        )
-    name = f"<h3>{html.escape(image_id)}<small>{width} x {height}</small></h3>"
-    return f'{name}<div class="shots" data-box="{x} {y} {side}">{"".join(figures)}</div>'
+        figures = list(_captions(report, score))
+        shots.append({"label": report.labels[row.name], "source": data_uri(pictures[row.name]), "figures": figures})
+    return {
+        "id": image_id,
+        "width": width,
+        "height": height,
+        "box": f"{x} {y} {side}",
+        "mark": ";".join(f"{name}:{place:.2%}" for name, place in places.items()),
+        "shots": shots,
+    }
 
 
-def _caption(report: Report, score: Score) -> str:
-    shown = [m for m in report.evaluation.metrics.metrics if m.name in score.values and m.reference != "teacher"]
-    return " ".join(f"<span>{m.name} {_number(score.values[m.name], m.name)}</span>" for m in shown)
+def _captions(report: Report, score: Score) -> Iterator[str]:
+    for metric in report.evaluation.metrics.metrics:
+        if metric.name in score.values and metric.reference != "teacher":
+            yield f"{metric.name} {_number(score.values[metric.name], metric.name)}"
 
 
-def busiest_square(image: Image) -> tuple[int, int, int]:
-    """x, y and side of the square with the most fine detail, away from the borders."""
-    luma = fidelity.luma(image)
-    side = min(DETAIL, *luma.shape)
-    detail = np.abs(luma - uniform_filter(luma, 5))
-    mean = uniform_filter(np.minimum(detail, 24), side)  # a few hard edges must not outweigh texture
-    half = side // 2
-    inner = mean[half : luma.shape[0] - side + half + 1, half : luma.shape[1] - side + half + 1]
-    y, x = np.unravel_index(int(inner.argmax()), inner.shape)
-    return int(x), int(y), side
-
-
-def _curves(runs: Sequence[ReportRun]) -> str:
+def _curves(runs: Sequence[ReportRun]) -> Iterator[tuple[str, str]]:
+    """Figures as SVG, each with its caption."""
     logs = [run.curves for run in runs]
     captions = [
         (curves.total_loss(logs), "Total loss: L1 to the ground truth plus lambda times the distillation loss."),
         (curves.groups(logs[-1]), "DTKD: distance to the teacher in each frequency group, and the weight lambda."),
         (curves.validation(logs), "Fidelity on held-out samples while training."),
     ]
-    return "\n".join(f"<figure>{svg}<figcaption>{text}</figcaption></figure>" for svg, text in captions if svg)
+    return ((svg, text) for svg, text in captions if svg)
 
 
-def _times_table(report: Report, manifest: Manifest) -> str:
-    rows = [
-        ("teacher, a held-out photo", _seconds(report.teacher_seconds)),
-        ("DTKD student, a held-out photo", _seconds(report.student_seconds)),
-        ("ratio", _times(report.ratio) if report.ratio else "&ndash;"),
-    ]
+def _times(report: Report, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    yield "teacher, a held-out photo", _seconds(report.teacher_seconds)
+    yield "DTKD student, a held-out photo", _seconds(report.student_seconds)
+    yield "ratio", _ratio_text(report.ratio) if report.ratio else _NONE
     if manifest.teacher_images:
-        rows.append(
-            (
-                f"teacher over the whole corpus, once ({manifest.teacher_images} images)",
-                clock_text(manifest.teacher_seconds),
-            )
-        )
-    body = "".join(f"<tr><th scope=row>{name}</th><td>{value}</td></tr>" for name, value in rows)
-    return f"<table class=compact><tbody>{body}</tbody></table>"
+        name = f"teacher over the whole corpus, once ({manifest.teacher_images} images)"
+        yield name, clock_text(manifest.teacher_seconds)
 
 
-def _provenance(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -> str:
+def _provenance(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -> list[_Table]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("dtkd", "torch", "diffusers"))
     facts = {
         "corpus": manifest.corpus,
@@ -262,69 +282,42 @@ def _provenance(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -
         "device": report.evaluation.device,
         "versions": versions,
     }
-    tables = [
-        ("Cache", _key_table(("", "value"), [(k, [v]) for k, v in facts.items()])),
-        ("Training settings", _settings_table(runs)),
-        ("Teacher fingerprint", _key_table(("", "value"), [(k, [v]) for k, v in _flatten(dict(manifest.fingerprint))])),
-        (
-            "Metric settings",
-            _key_table(("", "value"), [(m.name, [json.dumps(m.settings)]) for m in report.evaluation.metrics.metrics]),
+    settings = [dict(_flatten(run.settings)) for run in runs]
+    keys = dict.fromkeys(key for flat in settings for key in flat)
+    measured = report.evaluation.metrics.metrics
+    value = ("", "value")
+    return [
+        _Table("Cache", value, [(key, [fact]) for key, fact in facts.items()]),
+        _Table(
+            "Training settings",
+            ("", *(run.label for run in runs)),
+            [(key, [flat.get(key, "") for flat in settings]) for key in keys],
         ),
+        _Table("Teacher fingerprint", value, [(key, [v]) for key, v in _flatten(manifest.fingerprint)]),
+        _Table("Metric settings", value, [(metric.name, [json.dumps(metric.settings)]) for metric in measured]),
     ]
-    first, *rest = (f"<summary>{name}</summary><div class=scroll>{table}</div>" for name, table in tables)
-    return f"<details open>{first}</details>" + "".join(f"<details>{text}</details>" for text in rest)
 
 
-def _settings_table(runs: Sequence[ReportRun]) -> str:
-    flat = [dict(_flatten(run.settings)) for run in runs]
-    keys = list(dict.fromkeys(key for settings in flat for key in settings))
-    return _key_table(("", *(run.label for run in runs)), [(key, [s.get(key, "") for s in flat]) for key in keys])
-
-
-def _key_table(heads: Sequence[str], rows: Sequence[tuple[str, list[Any]]]) -> str:
-    head = "".join(f"<th scope=col class=wrap>{html.escape(h)}</th>" for h in heads)
-    body = "".join(
-        f"<tr><th scope=row><code>{html.escape(key)}</code></th>"
-        + "".join(f"<td class=wrap>{html.escape(str(v))}</td>" for v in values)
-        + "</tr>"
-        for key, values in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested settings, by their dotted names."""
     for key, value in tree.items():
-        pairs += _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return pairs
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
-def _figure(value: float | None, metric: str, best: bool) -> str:
-    text = "&ndash;" if value is None else _number(value, metric)
-    return f"<td{' class=best' if best else ''}>{text}</td>"
-
-
-def _number(value: float, metric: str) -> str:
+def _number(value: float | None, metric: str) -> str:
+    if value is None:
+        return _NONE
     return f"{value:.4f}" if "ssim" in metric or "lpips" in metric or "dists" in metric else f"{value:.2f}"
-
-
-def _metric_label(metric: Metric) -> str:
-    return html.escape(_METRIC_LABELS.get(metric.name, metric.name))
 
 
 def _seconds(value: float | None) -> str:
     if value is None:
-        return "&ndash;"
+        return _NONE
     return f"{value:.3f} s" if value < 0.1 else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
 
 
-def _times(ratio: float) -> str:
+def _ratio_text(ratio: float) -> str:
     return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f} times"
-
-
-def _ours(label: str) -> str:
-    return " class=ours" if label == DTKD else ""
-
-
-def _data_uri(image: Image) -> str:
-    return f"data:image/webp;base64,{b64encode(images.encode_webp(image)).decode()}"

@@ -11,12 +11,16 @@ from pathlib import Path
 from pipeline import shards
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes, ensure_dir
+from pipeline.system.outputs import check_file, check_suffix
 from pipeline.system.progress import OnProgress
 from student.evaluation import metrics
 from student.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from student.evaluation.metrics import Image
+from student.model.weight_files import read_metadata
+from student.networks import find_checkpoint
 from student.report.curves import read_curves
-from student.report.page import BICUBIC, DTKD, GT_ONLY, TEACHER, TRUTH, Report, ReportRun, render
+from student.report.page import BICUBIC, DTKD, GT_ONLY, TEACHER, TRUTH, Report, ReportRun, is_report, render
+from student.stream import open_cache
 
 __all__ = ["Report", "write_report"]
 
@@ -31,24 +35,31 @@ def write_report(
     *,
     gt_only: Path | None = None,
     device: str = "auto",
+    overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> Report:
     """Evaluate the runs on the held-out photos of `cache` and write the report.
 
     Args:
         cache: a complete teacher cache.
-        dtkd: run folder of the distilled student.
+        dtkd: run folder of the distilled student, which was trained on this cache, as was the other one.
         out: the HTML file to write.
         gt_only: run folder of the student that saw the ground truth only.
         device: torch device, or `auto`.
+        overwrite: replace an earlier report.
         on_progress: called after every photo.
 
     Raises:
-        DtkdError: a run or the cache cannot be used, or `out` cannot be written.
+        DtkdError: a run or the cache cannot be used, or `out` cannot be written, or is there already.
+        UsageError: `out` is no name for an HTML file.
     """
+    check_suffix(out, (".html", ".htm"), "a report")
+    check_file(out, "a report", overwrite, is_report)
     ensure_dir(out.parent)
     labelled = [(GT_ONLY, gt_only)] if gt_only else []
     runs = [_read_run(label, folder) for label, folder in [*labelled, (DTKD, dtkd)]]
+    for run in runs:
+        _refuse_another_cache(run, cache)
     shown: dict[str, dict[str, Image]] = {}  # image id -> candidate -> picture
 
     def keep(candidate: str, image_id: str, image: Image) -> None:
@@ -72,6 +83,16 @@ def _read_run(label: str, folder: Path) -> ReportRun:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise DtkdError(f"{folder}/config.toml cannot be read ({error}): name the folder of a training run") from error
     return ReportRun(label, folder, settings, read_curves(folder, label))
+
+
+def _refuse_another_cache(run: ReportRun, cache: Path) -> None:
+    """Make sure that this cache's held-out photos were held out in training."""
+    student = find_checkpoint(str(run.folder))
+    if read_metadata(student).get("cache") != open_cache(cache, "train").fingerprint():
+        raise DtkdError(
+            f"{run.folder} was not trained on the samples of {cache}: it may have seen the photos that are held out "
+            "here; name the cache that it was trained on, or use dtkd evaluate on photos that are new to both"
+        )
 
 
 def _labels(found: Evaluation, runs: Sequence[ReportRun]) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipeline import config
 from pipeline.system.errors import DtkdError
+from pipeline.training.processes import DeviceChoice, Precision
 from student.loss import LossSettings
 from student.model import ModelSettings
 from student.stream import DataSettings
@@ -42,9 +44,9 @@ class TrainSettings:
     """Of the initial weights, the order of the samples, crops, flips and drop path."""
     init: str = ""
     """Weights to start from: a student's or official SwinIR file, or shipped; empty starts from random ones."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto is bf16 on GPUs that compute in it natively, else fp32. Weights and loss are fp32 always."""
-    device: Literal["auto", "cpu"] = "auto"
+    device: DeviceChoice = "auto"
     """auto takes an accelerator where there is one."""
     log_every: int = 50
     """Steps between lines of the log."""
@@ -57,10 +59,9 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
-        for name in ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("lr_warmup", "lr_floor", "weight_decay", "clip", "seed"):
-            _at_least(name, getattr(self, name), 0)
+        at_least_one = ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep")
+        config.refuse_below("train", self, 1, *at_least_one)
+        config.refuse_below("train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed")
         if self.lr <= 0:
             raise DtkdError(f"train.lr must be positive, got {self.lr}")
         if not 0 <= self.ema < 1:
@@ -85,8 +86,3 @@ class RunSettings:
             raise DtkdError(
                 f"train.patch * model.scale must be a multiple of {step} for {self.loss.levels} Haar levels, got {side}"
             )
-
-
-def _at_least(name: str, value: float, least: int) -> None:
-    if value < least:
-        raise DtkdError(f"train.{name} must be at least {least}, got {value}")

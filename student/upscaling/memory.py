@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from student.networks import Network
-from student.upscaling.tiles import Grid, cut
+from student.upscaling.tiles import Tiling, cut
 
 CPU_BUDGET = 1.5e9
 """Bytes for tiles on a CPU even where more is free: larger tiles gain nothing there."""
@@ -16,10 +16,10 @@ TILES = (512, 384, 256, 192, 128, 96, 64)
 MAX_BATCH = 16
 
 
-class Cut(NamedTuple):
-    """How a picture goes through the network."""
+class Batching(NamedTuple):
+    """How a picture goes through the network: `batch` tiles at a time."""
 
-    grid: Grid
+    tiling: Tiling
     batch: int
 
 
@@ -36,11 +36,11 @@ def free_memory(device: str = "cpu") -> int:
     return max(free, 0)
 
 
-def plan_tiles(network: Network, width: int, height: int, tile: int | None, overlap: int) -> Cut:
+def fit_into_memory(network: Network, width: int, height: int, tile: int | None, overlap: int) -> Batching:
     """Cut a picture of this size, by tiles of at most `tile`, or the largest that fit into half of the free memory.
 
     Raises:
-        DtkdError: `tile` or `overlap` are impossible.
+        UsageError: `tile` or `overlap` are impossible.
     """
     multiple = network.multiple
     on_gpu = network.device.startswith("cuda")
@@ -49,9 +49,9 @@ def plan_tiles(network: Network, width: int, height: int, tile: int | None, over
         overlap = -(-overlap // multiple) * multiple
         tile = next((t for t in TILES if _fits(network, t, width, budget, on_gpu)), TILES[-1])
         tile = max(tile // multiple * multiple, 2 * overlap)
-    grid = Grid(cut(height, tile, overlap, multiple), cut(width, tile, overlap, multiple))
-    each = grid.rows.tile * grid.columns.tile * network.bytes_per_pixel
-    return Cut(grid, max(1, min(MAX_BATCH, len(grid.columns.starts), int(budget / each))) if on_gpu else 1)
+    tiling = Tiling(cut(height, tile, overlap, multiple), cut(width, tile, overlap, multiple))
+    each = tiling.rows.tile * tiling.columns.tile * network.bytes_per_pixel
+    return Batching(tiling, max(1, min(MAX_BATCH, len(tiling.columns.starts), int(budget / each))) if on_gpu else 1)
 
 
 def _fits(network: Network, tile: int, width: int, budget: float, on_gpu: bool) -> bool:

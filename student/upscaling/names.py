@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import images
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
+from pipeline.system.outputs import check_suffix
 from student.upscaling import writing
 
 _SEARCHED = images.SUFFIXES | {".gif"}  # no GIF is upscaled, but whoever has one shall read why
 
 
-class Pair(NamedTuple):
-    """A picture and its result."""
+class Route(NamedTuple):
+    """A picture and where its result goes."""
 
     source: Path
     target: Path
 
 
-def plan_names(inputs: Sequence[str], output: Path, suffix: str | None) -> list[Pair]:
-    """Pair every picture of `inputs` with its result, in the order of the inputs, folders sorted.
+def plan_names(inputs: Sequence[str], output: Path, suffix: str | None) -> list[Route]:
+    """Give every picture of `inputs` its result, in the order of the inputs, folders sorted.
 
     Args:
         inputs: files, folders (with everything below them) and patterns (`photos/**/*.png`).
@@ -29,21 +30,26 @@ def plan_names(inputs: Sequence[str], output: Path, suffix: str | None) -> list[
         suffix: of results in a folder; None keeps the picture's where it can be written, else takes .png.
 
     Raises:
-        DtkdError: an input names no picture, or `suffix` is none that can be written, or not that of the output file.
+        DtkdError: an input names no picture.
+        UsageError: `suffix` is none that can be written, or not that of the output file; the output file has none that
+            can be written, or has one and there are several pictures.
     """
     if suffix and suffix not in writing.SUFFIXES:
-        raise DtkdError(f"cannot write pictures as {suffix}: use one of {', '.join(writing.SUFFIXES)}")
+        raise UsageError(f"cannot write pictures as {suffix}: use one of {', '.join(writing.SUFFIXES)}")
     if is_file_to_file(inputs, output):
         if suffix and output.suffix.lower() != suffix:
-            raise DtkdError(f"{output} is no {suffix} file: leave out --format, or name a file of that format")
-        return [Pair(Path(inputs[0]), output)]
-    found = (pair for name in inputs for pair in _expand(name, output))
-    pairs: dict[Path, Pair] = {}
+            raise UsageError(f"{output} is no {suffix} file: leave out --format, or name a file of that format")
+        check_suffix(output, writing.SUFFIXES, "a picture that can be written")
+        return [Route(Path(inputs[0]), output)]
+    if output.suffix.lower() in _SEARCHED and not output.is_dir():
+        raise UsageError(f"{output} is a picture's name, and there may be several results: name a folder for them")
+    found = (route for name in inputs for route in _expand(name, output))
+    routes: dict[Path, Route] = {}
     for source, target in found:
         own = source.suffix.lower()
         ending = suffix or (source.suffix if own in writing.SUFFIXES else ".png")
-        pairs.setdefault(source.resolve(), Pair(source, target.with_name(target.stem + ending)))
-    return list(pairs.values())
+        routes.setdefault(source.resolve(), Route(source, target.with_name(target.stem + ending)))
+    return list(routes.values())
 
 
 def is_file_to_file(inputs: Sequence[str], output: Path) -> bool:
@@ -57,7 +63,7 @@ def is_file_to_file(inputs: Sequence[str], output: Path) -> bool:
     )
 
 
-def _expand(name: str, output: Path) -> Iterator[Pair]:
+def _expand(name: str, output: Path) -> Iterator[Route]:
     """Pictures of one input, and their places below `output`, with their own suffix."""
     path = Path(name)
     if path.is_dir():
@@ -71,7 +77,7 @@ def _expand(name: str, output: Path) -> Iterator[Pair]:
         files = [file for file in files if folder not in file.resolve().parents]
     if not files:
         raise DtkdError(f"{name}: no picture there (looked for {', '.join(sorted(_SEARCHED))})")
-    yield from (Pair(file, output / file.relative_to(base)) for file in files)
+    yield from (Route(file, output / file.relative_to(base)) for file in files)
 
 
 def _pictures(paths: Iterable[Path]) -> list[Path]:

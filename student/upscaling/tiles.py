@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import UsageError
 
 Restore = Callable[[np.ndarray], np.ndarray]
 """Tiles float32 (n, C, h, w) in [0, 1] to (n, C, S * h, S * w); values outside [0, 1] are clipped later."""
@@ -64,13 +64,13 @@ def cut(size: int, tile: int, overlap: int, multiple: int) -> Axis:
     """Cut an axis into as few tiles of at most `tile` as possible, and make these as small as they then can be.
 
     Raises:
-        DtkdError: `tile` or `overlap` is no multiple of `multiple`, or `tile` is less than twice the overlap.
+        UsageError: `tile` or `overlap` is no multiple of `multiple`, or `tile` is less than twice the overlap.
     """
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value % multiple or value <= 0:
-            raise DtkdError(f"{name} must be a positive multiple of {multiple}, got {value}")
+            raise UsageError(f"{name} must be a positive multiple of {multiple}, got {value}")
     if tile < 2 * overlap:
-        raise DtkdError(
+        raise UsageError(
             f"tile must be at least twice the overlap of {overlap}, got {tile}: choose {2 * overlap} or more"
         )
     padded = _up(size, multiple)
@@ -87,7 +87,7 @@ def _up(value: int, multiple: int) -> int:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Tiling:
     """The tiles of a picture."""
 
     rows: Axis
@@ -101,7 +101,7 @@ class Grid:
 
 def restore_in_tiles(
     pixels: np.ndarray,
-    grid: Grid,
+    tiling: Tiling,
     scale: int,
     restore: Restore,
     *,
@@ -112,7 +112,7 @@ def restore_in_tiles(
 
     Args:
         pixels: the picture; its integers' full range means [0, 1].
-        grid: how to cut it.
+        tiling: how to cut it.
         scale: output pixels per input pixel.
         restore: the network.
         batch: tiles given to `restore` at once.
@@ -121,7 +121,7 @@ def restore_in_tiles(
     Yields:
         the next finished rows (rows, S * W, C), same type as `pixels`; all together S * H of them.
     """
-    rows, columns = grid.rows, grid.columns
+    rows, columns = tiling.rows, tiling.columns
     width = columns.padded * scale
     carry = np.zeros((pixels.shape[2], 0, width), dtype=np.float32)  # begun by the row of tiles above
     for r in range(len(rows.starts)):
@@ -130,9 +130,9 @@ def restore_in_tiles(
         band[:, : carry.shape[1]] = carry
         for first in range(0, len(columns.starts), batch):
             indices = range(first, min(first + batch, len(columns.starts)))
-            tiles = np.stack([_tile(pixels, grid, r, c) for c in indices])  # (n, C, h, w)
+            tiles = np.stack([_tile(pixels, tiling, r, c) for c in indices])  # (n, C, h, w)
             for c, tile in zip(indices, restore(tiles), strict=True):
-                _add(band, tile, grid, r, c, scale)
+                _add(band, tile, tiling, r, c, scale)
             if on_tiles:
                 on_tiles(len(indices))
         done = (rows.support(r + 1)[0] - begin if r + 1 < len(rows.starts) else rows.size - begin) * scale
@@ -140,9 +140,9 @@ def restore_in_tiles(
         yield from _integers(band[:, :done, : columns.size * scale], pixels.dtype)
 
 
-def _tile(pixels: np.ndarray, grid: Grid, row: int, column: int) -> np.ndarray:
+def _tile(pixels: np.ndarray, tiling: Tiling, row: int, column: int) -> np.ndarray:
     """Tile as float32 (C, h, w) in [0, 1]."""
-    y, x = (_mirrored(axis, index) for axis, index in ((grid.rows, row), (grid.columns, column)))
+    y, x = (_mirrored(axis, index) for axis, index in ((tiling.rows, row), (tiling.columns, column)))
     tile = np.take(np.take(pixels, y, axis=0), x, axis=1).transpose(2, 0, 1)
     return tile.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
@@ -154,12 +154,12 @@ def _mirrored(axis: Axis, index: int) -> np.ndarray:
     return np.minimum(position % period, period - position % period) if axis.size > 1 else position * 0
 
 
-def _add(band: np.ndarray, tile: np.ndarray, grid: Grid, row: int, column: int, scale: int) -> None:
+def _add(band: np.ndarray, tile: np.ndarray, tiling: Tiling, row: int, column: int, scale: int) -> None:
     """Add the weighted support of a restored tile (C, S * h, S * w) to the band."""
-    (top, bottom), (left, right) = grid.rows.support(row), grid.columns.support(column)
-    y0, x0 = grid.rows.starts[row], grid.columns.starts[column]
+    (top, bottom), (left, right) = tiling.rows.support(row), tiling.columns.support(column)
+    y0, x0 = tiling.rows.starts[row], tiling.columns.starts[column]
     part = tile[:, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale]
-    weights = grid.rows.weights(row, scale)[:, None] * grid.columns.weights(column, scale)[None, :]
+    weights = tiling.rows.weights(row, scale)[:, None] * tiling.columns.weights(column, scale)[None, :]
     band[:, :, left * scale : right * scale] += part * weights
 
 

@@ -10,14 +10,17 @@ import numpy as np
 
 from pipeline import images
 from pipeline.system.device import out_of_memory
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
-from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.outputs import check_file
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
+from pipeline.system.words import plural
 from student.networks import Network
 from student.upscaling import writing
-from student.upscaling.memory import Cut, free_memory, plan_tiles
-from student.upscaling.names import Pair, is_file_to_file, plan_names
+from student.upscaling.memory import Batching, fit_into_memory, free_memory
+from student.upscaling.names import Route, is_file_to_file, plan_names
 from student.upscaling.reading import read_picture
+from student.upscaling.reduction import Shape, reduce_rows
 from student.upscaling.tiles import restore_in_tiles
 from student.upscaling.writing import Form
 
@@ -36,10 +39,12 @@ class UpscaleSettings:
     """Format of results in a folder (`.png`); None keeps the picture's where it can be written, else PNG."""
     max_megapixels: int = 1100
     """Largest result; a 64-megapixel photo has 1024 at scale 4. More takes hours, and few programs open it."""
+    scale: int | None = None
+    """Result pixels to a pixel of the picture; below the network's scale its result is reduced. None is that scale."""
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedPicture:
     """A picture that will be upscaled."""
 
     source: Path
@@ -47,7 +52,7 @@ class Job:
     width: int
     height: int
     """Size of the result in pixels."""
-    cut: Cut
+    batching: Batching
 
     @property
     def note(self) -> str:
@@ -90,6 +95,19 @@ class UpscaleResult:
         reasons = {name: {str(r.source): r.reason for r in getattr(self, name)} for name in ("existing", "failed")}
         return {"written": written, **reasons}
 
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return f"{plural(len(self.failed), 'picture')} could not be upscaled" if self.failed else None
+
+    def lines(self) -> list[str]:
+        """For people: every picture, then the counts."""
+        lines = [f"{w.source} -> {w.target}: {w.width}x{w.height}, {clock_text(w.seconds)}" for w in self.written]
+        lines += [f"left alone {item.source}: {item.reason}" for item in self.existing]
+        lines += [f"failed {item.source}: {item.reason}" for item in self.failed]
+        counts = (len(self.written), len(self.existing), len(self.failed))
+        return [*lines, "{} written, {} left alone, {} failed".format(*counts)]
+
 
 def upscale(
     inputs: Sequence[str],
@@ -108,86 +126,100 @@ def upscale(
         on_progress: called when a picture begins and after every batch of tiles.
 
     Raises:
-        DtkdError: an input names no picture, the output folder cannot be written to, or impossible tiles.
+        DtkdError: an input names no picture, or the output folder cannot be written to.
+        UsageError: impossible tiles, a larger scale than the network's, or a name of the output that does not fit.
     """
     settings = settings or UpscaleSettings()
-    pairs = plan_names(inputs, output, settings.suffix)
+    if settings.scale is not None and not 1 <= settings.scale <= network.scale:
+        raise UsageError(f"scale must be 1 to {network.scale}, that of {network.name}, got {settings.scale}")
+    routes = plan_names(inputs, output, settings.suffix)
     ensure_dir(output.parent if is_file_to_file(inputs, output) else output)
-    jobs, existing, failed = _plan(pairs, network, settings)
-    if len(pairs) == 1:
+    pictures, existing, failed = _plan(routes, network, settings)
+    if len(routes) == 1:
         existing, failed = [], failed + existing
     written: list[Written] = []
-    progress = _Progress(jobs, on_progress)
-    for job in jobs:
+    progress = _Progress(pictures, on_progress)
+    for picture in pictures:
         began = time.monotonic()
         try:
-            _upscale_one(job, network, progress)
+            _upscale_one(picture, network, progress)
         except (DtkdError, OSError, MemoryError, RuntimeError) as error:  # torch's errors are RuntimeErrors
-            failed.append(Refused(job.source, _reason(error, job)))
+            failed.append(Refused(picture.source, _reason(error, picture.target)))
         else:
             seconds = round(time.monotonic() - began, 3)
-            written.append(Written(job.source, job.target, job.width, job.height, seconds))
-        progress.finish(job)
+            written.append(Written(picture.source, picture.target, picture.width, picture.height, seconds))
+        progress.finish(picture)
     return UpscaleResult(tuple(written), tuple(existing), tuple(failed))
 
 
 def _plan(
-    pairs: Sequence[Pair], network: Network, settings: UpscaleSettings
-) -> tuple[list[Job], list[Refused], list[Refused]]:
-    """Jobs, pictures whose result exists, and pictures that cannot be used, by names and headers alone."""
-    jobs, existing, failed = [], [], []
-    sources = {source.resolve() for source, _ in pairs}
+    routes: Sequence[Route], network: Network, settings: UpscaleSettings
+) -> tuple[list[PlannedPicture], list[Refused], list[Refused]]:
+    """Pictures to upscale, those whose result exists, and those that cannot be used, by names and headers alone."""
+    pictures, existing, failed = [], [], []
+    sources = {source.resolve() for source, _ in routes}
     taken: dict[Path, Path] = {}
-    for source, target in pairs:
-        other = taken.setdefault(target.resolve(), source)
-        if target.resolve() in sources:
-            failed.append(Refused(source, f"{target} is a picture to upscale itself: choose another output folder"))
-        elif other != source:
-            failed.append(Refused(source, f"{target} is the result of {other} already: give the two different names"))
-        elif target.exists() and not settings.overwrite:
-            existing.append(Refused(source, f"{target} exists: pass --overwrite to replace it"))
-        else:
-            try:
-                jobs.append(_job(source, target, network, settings))
-            except images.ImageError as error:
-                failed.append(Refused(source, error.reason))
-    return jobs, existing, failed
+    for source, target in routes:
+        try:
+            if target.resolve() in sources:
+                raise DtkdError(f"{target} is a picture to upscale itself: choose another output folder")
+            picture = _planned(source, target, network, settings)  # first: what is no picture takes nobody's name
+            if (other := taken.setdefault(target.resolve(), source)) != source:
+                raise DtkdError(f"{target} is the result of {other} already: give the two different names")
+            if target.is_file() and not settings.overwrite:
+                existing.append(Refused(source, f"{target} exists: pass --overwrite to replace it"))
+            else:
+                check_file(target, "a picture", settings.overwrite)
+                pictures.append(picture)
+        except UsageError:
+            raise
+        except DtkdError as error:
+            failed.append(Refused(source, _reason(error, target)))
+    return pictures, existing, failed
 
 
-def _job(source: Path, target: Path, network: Network, settings: UpscaleSettings) -> Job:
-    size = images.probe(source)
-    width, height = size.width * network.scale, size.height * network.scale
+def _planned(source: Path, target: Path, network: Network, settings: UpscaleSettings) -> PlannedPicture:
+    size, scale = images.probe(source), settings.scale or network.scale
+    width, height = size.width * scale, size.height * scale
     if width * height > settings.max_megapixels * 1e6:
         raise images.ImageError(
             source,
             f"its result would have {width}x{height} = {width * height / 1e6:.0f} megapixels, more than "
             f"{settings.max_megapixels}: cut it into parts, or raise --max-megapixels",
         )
-    return Job(source, target, width, height, plan_tiles(network, *size, settings.tile, settings.overlap))
+    batching = fit_into_memory(network, *size, settings.tile, settings.overlap)
+    return PlannedPicture(source, target, width, height, batching)
 
 
-def _upscale_one(job: Job, network: Network, progress: "_Progress") -> None:
-    pixels, metadata = read_picture(job.source)
-    form = Form(job.width, job.height, pixels.shape[2], pixels.dtype)
-    writing.check(job.target, form, metadata)
-    needed, free = writing.memory_needed(job.target, form), free_memory()
+def _upscale_one(picture: PlannedPicture, network: Network, progress: "_Progress") -> None:
+    pixels, metadata = read_picture(picture.source)
+    form = Form(picture.width, picture.height, pixels.shape[2], pixels.dtype)
+    writing.check(picture.target, form, metadata)
+    needed, free = writing.memory_needed(picture.target, form), free_memory()
     if needed > 0.8 * free:
         raise DtkdError(
-            f"{job.target.suffix} needs {needed / 1e9:.1f} GB of memory for {job.width}x{job.height} pixels, and "
-            f"{free / 1e9:.1f} GB are free: write .png or .tif, which do not hold the whole picture"
+            f"{picture.target.suffix} needs {needed / 1e9:.1f} GB of memory for {picture.width}x{picture.height} "
+            f"pixels, and {free / 1e9:.1f} GB are free: write .png or .tif, which do not hold the whole picture"
         )
-    ensure_dir(job.target.parent)
-    writing.write_picture(job.target, form, _rows(pixels, job, network, progress), metadata)
+    ensure_dir(picture.target.parent)
+    writing.write_picture(picture.target, form, _rows(pixels, picture, network, progress), metadata)
 
 
-def _rows(pixels: np.ndarray, job: Job, network: Network, progress: "_Progress") -> Iterator[np.ndarray]:
-    grid, batch = job.cut
-    progress.show(job)
+def _rows(pixels: np.ndarray, picture: PlannedPicture, network: Network, progress: "_Progress") -> Iterator[np.ndarray]:
+    """Rows of the result as they come, reduced where a smaller one is wanted than the network gives."""
+    tiling, batch = picture.batching
+    progress.show(picture)
 
     def restore(tiles: np.ndarray) -> np.ndarray:
         return restore_channels(tiles, network)
 
-    return restore_in_tiles(pixels, grid, network.scale, restore, batch=batch, on_tiles=lambda n: progress.add(n, job))
+    def on_tiles(count: int) -> None:
+        progress.add(count, picture)
+
+    rows = restore_in_tiles(pixels, tiling, network.scale, restore, batch=batch, on_tiles=on_tiles)
+    restored = Shape(*(side * network.scale for side in pixels.shape[:2]))
+    wanted = Shape(picture.height, picture.width)
+    return rows if restored == wanted else reduce_rows(rows, restored, wanted)
 
 
 def restore_channels(tiles: np.ndarray, network: Network) -> np.ndarray:
@@ -210,7 +242,7 @@ def _as_rgb(tiles: np.ndarray, network: Callable[[np.ndarray], np.ndarray]) -> n
     return network(np.repeat(tiles, 3, axis=1)).mean(axis=1, keepdims=True)
 
 
-def _reason(error: Exception, job: Job) -> str:
+def _reason(error: Exception, target: Path) -> str:
     if isinstance(error, images.ImageError):
         return error.reason
     if out_of_memory(error):
@@ -218,24 +250,24 @@ def _reason(error: Exception, job: Job) -> str:
     if isinstance(error, RuntimeError):
         return f"the network failed: {next(iter(str(error).splitlines()), type(error).__name__)}"
     if isinstance(error, OSError):
-        return f"cannot write {job.target} ({error.strerror or error})"
+        return f"cannot write {target} ({error.strerror or error})"
     return str(error)
 
 
 class _Progress:
     """Counts tiles over all pictures; those of a picture that failed count as done."""
 
-    def __init__(self, jobs: Sequence[Job], on_progress: OnProgress | None) -> None:
-        self._total, self._done, self._in_job = sum(job.cut.grid.count for job in jobs), 0, 0
+    def __init__(self, pictures: Sequence[PlannedPicture], on_progress: OnProgress | None) -> None:
+        self._total, self._done, self._in_picture = sum(picture.batching.tiling.count for picture in pictures), 0, 0
         self._on_progress = on_progress
 
-    def show(self, job: Job) -> None:
+    def show(self, picture: PlannedPicture) -> None:
         if self._on_progress:
-            self._on_progress(ProgressEvent(self._done + self._in_job, self._total, "tiles", job.note))
+            self._on_progress(ProgressEvent(self._done + self._in_picture, self._total, "tiles", picture.note))
 
-    def add(self, tiles: int, job: Job) -> None:
-        self._in_job += tiles
-        self.show(job)
+    def add(self, tiles: int, picture: PlannedPicture) -> None:
+        self._in_picture += tiles
+        self.show(picture)
 
-    def finish(self, job: Job) -> None:
-        self._done, self._in_job = self._done + job.cut.grid.count, 0
+    def finish(self, picture: PlannedPicture) -> None:
+        self._done, self._in_picture = self._done + picture.batching.tiling.count, 0

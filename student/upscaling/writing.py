@@ -55,7 +55,7 @@ def check(path: Path, form: Form, metadata: Metadata) -> None:
     """Make sure before the work that `path` can hold such a picture.
 
     Raises:
-        DtkdError: unknown suffix, alpha in a JPEG, or picture or EXIF too large for the format.
+        DtkdError: unknown suffix, alpha in a JPEG, 16 bits in a format of 8, or picture or EXIF too large for it.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -63,6 +63,8 @@ def check(path: Path, form: Form, metadata: Metadata) -> None:
         raise DtkdError(f"{path}: cannot write pictures as {kind}: use {', '.join(SUFFIXES)}")
     if form.has_alpha and suffix in (".jpg", ".jpeg"):
         raise DtkdError(f"{path}: JPEG holds no transparency: write .png, .webp or .tif")
+    if form.dtype == np.uint16 and suffix in _MAX_SIDE:
+        raise DtkdError(f"{path}: {suffix} holds 8 bits a channel, and this picture has 16: write .png or .tif")
     limit = _MAX_SIDE.get(suffix)
     if limit and max(form.width, form.height) > limit:
         size = f"{form.width}x{form.height}"
@@ -79,7 +81,7 @@ def check(path: Path, form: Form, metadata: Metadata) -> None:
 def write_picture(path: Path, form: Form, rows: Iterable[np.ndarray], metadata: Metadata) -> None:
     """Write a picture in the format of the suffix, all of it or nothing.
 
-    JPEG (quality 95, 4:4:4) and WebP (lossless) hold 8 bits, to which 16-bit rows are rounded.
+    JPEG is written with quality 95, 4:4:4; WebP without loss. `check` refuses what a format cannot hold.
 
     Args:
         path: where to; what was there is replaced when everything is written.
@@ -117,8 +119,6 @@ def _write_whole(file: IO[bytes], suffix: str, form: Form, rows: Iterable[np.nda
     """JPEG or WebP, through Pillow."""
     image, top = Image.new({1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[form.channels], (form.width, form.height)), 0
     for piece in rows:
-        if piece.dtype == np.uint16:
-            piece = ((piece.astype(np.uint32) + 128) // 257).astype(np.uint8)
         image.paste(Image.fromarray(piece.squeeze(2) if form.channels == 1 else piece), (0, top))
         top += len(piece)
     options: dict[str, Any] = {"icc_profile": metadata.icc}

@@ -1,6 +1,7 @@
 """Stage one: run the teacher once over a corpus and keep (LR, GT, teacher) as WebDataset shards.
 
-`build_cache` plans, makes the shards that are left, and writes the manifest. Any number of processes may run it on one
+`build_cache` surveys, plans, makes the shards that are left, and writes the manifest; `survey` and `build` are its two
+halves, before and after the teacher is there. Any number of processes may run it on one
 cache at the same time (`accelerate launch`, a SLURM array, several terminals): each takes the next free shard. Killed
 at any moment, the same command goes on where it stopped. `process_shard` is the unit of work for other schedulers.
 """
@@ -12,22 +13,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pipeline import corpus as corpora
 from pipeline.corpus import Skipped
 from pipeline.schema import Drift, Sample, SampleError, ShardRecord
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
+from pipeline.system.results import plain
+from pipeline.system.words import plural
+from pipeline.teacher import Teacher
+from teacher_cache.building.crops import TileImages
+from teacher_cache.building.frozen import freeze
 from teacher_cache.building.lease import Lease, acquire
 from teacher_cache.building.manifest import FOLDERS, finalize
-from teacher_cache.building.plan import BuildSettings, Plan, PlannedSample, PlannedShard, freeze, make_plan
-from teacher_cache.building.samples import Cut, DeviceError, Photos, SampleMaker
-from teacher_cache.building.tally import FAILURES, Failure, Tally, failures
+from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, make_plan, refuse_seen
+from teacher_cache.building.samples import DeviceError, Photos, SampleMaker
+from teacher_cache.building.settings import BuildSettings
+from teacher_cache.building.survey import Survey, refuse_strangers, survey
+from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failures
 from teacher_cache.building.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
-from teacher_cache.teachers import ImportedTeacher, Teacher
 
-__all__ = ["BuildResult", "BuildSettings", "Job", "build_cache", "finalize", "prepare", "process_shard"]
+__all__ = ["Build", "BuildResult", "BuildSettings", "build", "build_cache", "finalize", "prepare", "process_shard"]
 
 _POLL = 1.0  # seconds between looks at the shards of other processes
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -37,7 +44,7 @@ OnSamples = Callable[[Sequence[Sample]], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class Build:
     """All that it takes to make any shard of a plan."""
 
     cache: Path
@@ -63,12 +70,37 @@ class BuildResult:
     seconds: float
     teacher_seconds_per_image: float | None
     drift: Drift | None
+    warnings: tuple[str, ...]  # what may be wrong with the pictures that were made
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.complete else f"{self.cache} is not complete yet: run the same command again later"
+
+    def lines(self) -> list[str]:
+        """For people: what failed, then how the cache stands; skipped files were told before the work."""
+        lines = []
+        for item in self.failures:
+            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
+            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
+        if self.failures_left_out:
+            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
+        made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
+        parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
+        parts += [f"{self.errors} failed"] if self.errors else []
+        parts += [f"teacher {self.teacher_seconds_per_image:.2f} s an image"] if self.teacher_seconds_per_image else []
+        lines += [f"{self.cache}: {', '.join(parts)}", *(f"warning: {text}" for text in self.warnings)]
+        return lines if self.complete else [*lines, "other processes are still at work on the rest"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return plain(self)
 
 
 def build_cache(
     corpus: str | Path,
     cache: str | Path,
-    teacher: Teacher | ImportedTeacher,
+    teacher: Teacher,
     settings: BuildSettings | None = None,
     on_progress: OnProgress | None = None,
 ) -> BuildResult:
@@ -84,56 +116,66 @@ def build_cache(
     Raises:
         DtkdError: nothing to do it with, another fingerprint, too many failures, a full disk, a failing device.
     """
+    return build(survey(corpus, cache, settings), teacher, on_progress)
+
+
+def build(surveyed: Survey, teacher: Teacher, on_progress: OnProgress | None = None) -> BuildResult:
+    """`build_cache` of what was surveyed, and may have been shown to the user, before the teacher was loaded."""
     began = time.monotonic()
-    settings = settings or BuildSettings()
-    job = prepare(corpus, Path(cache), teacher, settings)
-    tally = Tally(job.plan, settings.max_failure_fraction, on_progress)
-    reused = _look(job, tally)
-    _make_all(job, tally)
+    work = _prepare(surveyed, teacher)
+    tally = Tally(work.plan, work.settings.max_failure_fraction, on_progress)
+    reused = _look(work, tally)
+    _make_all(work, tally)
     manifest = None
     if tally.complete:
         tally.check()
-        manifest = finalize(job.cache)
+        manifest = finalize(work.cache)
     images = manifest.teacher_images if manifest else 0
-    told = failures(job.plan, tally.records.values())
+    told = failures(work.plan, tally.records.values())
+    drift = manifest.drift if manifest else None
+    warnings = (teacher.unsuited(work.settings.degradation.kind), drift_warning(drift))
     return BuildResult(
-        cache=job.cache,
+        cache=work.cache,
         complete=tally.complete,
-        planned=job.plan.planned,
+        planned=work.plan.planned,
         ok=tally.processed - tally.errors,
         errors=tally.errors,
         reused=reused,
         computed=tally.computed,
-        skipped=job.plan.skipped,
+        skipped=work.plan.skipped,
         failures=told[:FAILURES],
         failures_left_out=sum(failure.samples for failure in told[FAILURES:]),
         seconds=round(time.monotonic() - began, 3),
         teacher_seconds_per_image=manifest.teacher_seconds / images if manifest and images else None,
-        drift=manifest.drift if manifest else None,
+        drift=drift,
+        warnings=tuple(warning for warning in warnings if warning),
     )
 
 
-def prepare(corpus: str | Path, cache: Path, teacher: Teacher | ImportedTeacher, settings: BuildSettings) -> Job:
-    """Plan the cache and freeze the plan, or check it against the frozen one."""
+def prepare(corpus: str | Path, cache: Path, teacher: Teacher, settings: BuildSettings) -> Build:
+    """Plan the cache and freeze the plan, or check it against the frozen one; then `process_shard` can do the work."""
+    return _prepare(survey(corpus, cache, settings), teacher)
+
+
+def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
+    cache, settings, layout = surveyed.cache, surveyed.settings, surveyed.layout
     degradation = settings.degradation
     if teacher.scale != degradation.scale:
-        raise DtkdError(f"the teacher {teacher.name} makes x{teacher.scale}, expected x{degradation.scale} (scale)")
-    settings.check_tile()
-    paired = degradation.kind == "paired"
-    found = corpora.scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
-    plan, sources = make_plan(found, teacher, settings)
-    if isinstance(teacher, ImportedTeacher):
-        teacher.refuse_shared(sources)
+        raise UsageError(f"the teacher {teacher.name} makes x{teacher.scale}, expected x{degradation.scale} (scale)")
+    teacher.check_photos(source.id for source in layout.sources)
+    refuse_seen(layout, teacher, settings.hold_out)
+    plan = make_plan(layout, teacher, settings)
     with _explained(cache, "the plan"):
         ensure_dir(cache)
-        _refuse_strangers(cache)
+        refuse_strangers(cache)
         freeze(cache, plan)
         for name in FOLDERS:
             ensure_dir(cache / name)
-    return Job(cache, plan, SampleMaker(Photos(sources), teacher, degradation, settings.seed, plan.context), settings)
+    photos = Photos({source.id: source for source in layout.sources})
+    return Build(cache, plan, SampleMaker(photos, teacher, degradation, settings.seed, plan.context), settings)
 
 
-def process_shard(job: Job, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:
+def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:
     """Make shard number `index` of the plan, whole; None while another live process is at it.
 
     Idempotent, without any communication but files: a done shard returns its record at once, a killed attempt's samples
@@ -142,26 +184,26 @@ def process_shard(job: Job, index: int, on_samples: OnSamples | None = None) -> 
     Raises:
         DtkdError: disk or device trouble; whatever is finished stays.
     """
-    shard = job.plan.shards[index]
-    if (record := _done(job, shard)) is not None:
+    shard = work.plan.shards[index]
+    if (record := _done(work, shard)) is not None:
         return record
-    with _explained(job.cache, shard.name):
-        lease = acquire(job.cache / "leases", shard.name, job.settings.lease_seconds)
+    with _explained(work.cache, shard.name):
+        lease = acquire(work.cache / "leases", shard.name, work.settings.lease_seconds)
         if lease is None:
             return None
         with lease:
-            if (record := _done(job, shard)) is not None:  # finished between the two looks
+            if (record := _done(work, shard)) is not None:  # finished between the two looks
                 return record
-            reopen(job.cache, shard, job.plan.fingerprint_digest)  # in case of a damaged record or a missing tar
+            reopen(work.cache, shard, work.plan.fingerprint_digest)  # in case of a damaged record or a missing tar
             with suppress(LostLeaseError):
-                return _make(job, shard, lease, on_samples)
+                return _make(work, shard, lease, on_samples)
     return None
 
 
-def _make(job: Job, shard: PlannedShard, lease: Lease, on_samples: OnSamples | None) -> ShardRecord:
-    digest = job.plan.fingerprint_digest
-    adoptable = Adoptable(job.cache, shard, digest, with_errors=not job.settings.retry_errors)
-    with ShardWriter(job.cache, shard, digest, lease) as writer, closing(_outcomes(job, shard, adoptable)) as batches:
+def _make(work: Build, shard: PlannedShard, lease: Lease, on_samples: OnSamples | None) -> ShardRecord:
+    digest = work.plan.fingerprint_digest
+    adoptable = Adoptable(work.cache, shard, digest, with_errors=not work.settings.retry_errors)
+    with ShardWriter(work.cache, shard, digest, lease) as writer, closing(_outcomes(work, shard, adoptable)) as batches:
         for outcomes in batches:
             if not lease.held():
                 raise LostLeaseError
@@ -172,19 +214,19 @@ def _make(job: Job, shard: PlannedShard, lease: Lease, on_samples: OnSamples | N
         return writer.commit()
 
 
-def _outcomes(job: Job, shard: PlannedShard, adoptable: Adoptable) -> Generator[list[Outcome]]:
+def _outcomes(work: Build, shard: PlannedShard, adoptable: Adoptable) -> Generator[list[Outcome]]:
     """Outcomes, one micro-batch at a time; the next one is cut and degraded while the teacher is busy with this one.
 
     A micro-batch is taken over from an earlier attempt whole or not at all, so that the teacher always gets the same
     images together and the bytes cannot depend on where that attempt ended.
     """
-    size = job.plan.batch(shard)
+    size = work.plan.batch(shard)
     batches = [shard.samples[start : start + size] for start in range(0, len(shard.samples), size)]
 
-    def ready(batch: tuple[PlannedSample, ...]) -> list[Outcome] | list[Cut | SampleError]:
+    def ready(batch: tuple[PlannedSample, ...]) -> list[Outcome] | list[TileImages | SampleError]:
         found = [adoptable.outcome(sample.key) for sample in batch]
         adopted = [outcome for outcome in found if outcome is not None]
-        return adopted if len(adopted) == len(batch) else job.maker.cut(batch)
+        return adopted if len(adopted) == len(batch) else work.maker.cut(batch)
 
     with ThreadPoolExecutor(1, "cut") as pool:
         following = pool.submit(ready, batches[0])
@@ -194,55 +236,47 @@ def _outcomes(job: Job, shard: PlannedShard, adoptable: Adoptable) -> Generator[
                 following = pool.submit(ready, batches[number + 1])
             adopted = [item for item in items if isinstance(item, Outcome)]
             cuts = [item for item in items if not isinstance(item, Outcome)]
-            yield adopted or job.maker.finish(batch, cuts, size)
+            yield adopted or work.maker.finish(batch, cuts, size)
 
 
-def _look(job: Job, tally: Tally) -> int:
+def _look(work: Build, tally: Tally) -> int:
     """Take in the shards that are done already; returns their number of samples. Reopens failed ones where asked to."""
-    for shard in job.plan.shards:
-        record = _done(job, shard)
-        if record and record.errors and job.settings.retry_errors:
-            with _explained(job.cache, shard.name):
-                lease = acquire(job.cache / "leases", shard.name, job.settings.lease_seconds)
+    for shard in work.plan.shards:
+        record = _done(work, shard)
+        if record and record.errors and work.settings.retry_errors:
+            with _explained(work.cache, shard.name):
+                lease = acquire(work.cache / "leases", shard.name, work.settings.lease_seconds)
                 if lease is not None:
                     with lease:
-                        reopen(job.cache, shard, job.plan.fingerprint_digest)
+                        reopen(work.cache, shard, work.plan.fingerprint_digest)
         elif record:
             tally.shard_left(record)
     return tally.processed
 
 
-def _make_all(job: Job, tally: Tally) -> None:
+def _make_all(work: Build, tally: Tally) -> None:
     """Make the shards that are left, and wait for those that others are making."""
-    pending = [index for index, shard in enumerate(job.plan.shards) if shard.name not in tally.records]
+    pending = [index for index, shard in enumerate(work.plan.shards) if shard.name not in tally.records]
     while pending:
         busy = []
         for index in pending:
-            record = process_shard(job, index, tally.samples_done)
+            record = process_shard(work, index, tally.samples_done)
             tally.shard_left(record)
             if record is None:
                 busy.append(index)
-        if busy and not job.settings.wait:
+        if busy and not work.settings.wait:
             return
         if busy == pending:
-            tally.report(f"waiting for {len(busy)} shards of other processes")
+            tally.report(f"waiting for {plural(len(busy), 'shard')} of other processes")
             time.sleep(_POLL)
         pending = busy
 
 
-def _done(job: Job, shard: PlannedShard) -> ShardRecord | None:
+def _done(work: Build, shard: PlannedShard) -> ShardRecord | None:
     """The record of a done shard; None when it is not done, or not sound."""
     with suppress(DtkdError):
-        return read_record(job.cache, shard, job.plan.fingerprint_digest)
+        return read_record(work.cache, shard, work.plan.fingerprint_digest)
     return None
-
-
-def _refuse_strangers(cache: Path) -> None:
-    """A folder with other things in it is not turned into a cache."""
-    if not (cache / "plan.json").exists():
-        strange = sorted(path.name for path in cache.iterdir() if not path.name.startswith("."))
-        if strange and not (cache / "plan.json").exists():  # looked again: another process may have begun the cache
-            raise DtkdError(f"{cache} holds other files ({', '.join(strange[:3])}): give a new or an empty folder")
 
 
 @contextmanager

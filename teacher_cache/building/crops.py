@@ -4,7 +4,7 @@ All tiles of a photo lie on the LR pixel grid of the whole photo, whose sides co
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from pipeline.degradation import Degradation
 from pipeline.degrade import degrade_inside
 from pipeline.filters import mirrored
 from pipeline.images import ImageError, load_rgb
-from pipeline.schema import sample_key, sample_seed
+from pipeline.schema import Split, sample_key, sample_seed
 from pipeline.system.errors import DtkdError
 
 VAL_SIDE = 512
@@ -38,10 +38,10 @@ class Tile:
     y: int
     width: int
     height: int
-    split: Literal["train", "val"]
+    split: Split
 
 
-class Pair(NamedTuple):
+class TileImages(NamedTuple):
     """A tile as images, uint8 RGB."""
 
     key: str
@@ -54,7 +54,7 @@ class Pair(NamedTuple):
     """The LR image and `context` pixels of its surroundings on every side: (H / scale + 2 c, W / scale + 2 c, 3)."""
 
 
-def plan_tiles(source: Source, tile: int, scale: int, split: Literal["train", "val"]) -> list[Tile]:
+def tiles_of(source: Source, tile: int, scale: int, split: Split) -> list[Tile]:
     """Cut a photo into tiles.
 
     Training: squares of side `tile` that cover the photo; the last row and column are shifted in, so they overlap their
@@ -98,7 +98,9 @@ def load_source(source: Source) -> tuple[Image, Image | None]:
     return hr, load_rgb(source.lr_path) if source.lr_path else None
 
 
-def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, seed: int, context: int = 0) -> Pair:
+def cut_tile(
+    hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, seed: int, context: int = 0
+) -> TileImages:
     """Cut a tile out of a photo and make its LR image; the same key and seed give the same bytes.
 
     The degradation sees the photo around the tile, mirrored where it ends, so that `bicubic` equals the same part of
@@ -110,7 +112,7 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         tile: what to cut.
         degradation: how LR comes about.
         seed: of the run; the tile's own seed follows from it and the key.
-        context: LR pixels around the tile that `Pair.around` has, mirrored where the photo ends; 8 at most.
+        context: LR pixels around the tile that `TileImages.around` has, mirrored where the photo ends; 8 at most.
 
     Raises:
         DtkdError: the context is too large, the tile lies outside the photo or off the LR grid, or `paired` without a
@@ -136,7 +138,7 @@ def cut_pair(hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, 
         margin = max(degradation.margin // scale, context + 2)
         grown = _grown(hr, tile, margin * scale, height, width)
         around = degrade_inside(grown, margin - context, degradation, rng)
-    return Pair(key, inside(around, context), gt, around)
+    return TileImages(key, inside(around, context), gt, around)
 
 
 def inside(image: Image, margin: int) -> Image:

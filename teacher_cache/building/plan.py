@@ -1,97 +1,37 @@
 """The plan of a cache: every sample that will be in it, cut into shards, frozen before the first one is made.
 
-The plan is a function of corpus and settings alone. Processes that start together make the same plan; one of them
-writes it down, and whoever comes later compares: another corpus, teacher or setting is refused by name.
+The plan is a function of corpus, teacher and settings alone, so processes that start together make the same one; see
+`frozen` for how one of them writes it down and the others compare.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline import corpus as corpora
 from pipeline.corpus import Corpus, Skipped, Source
-from pipeline.degradation import Degradation
 from pipeline.schema import (
     SCHEMA,
     Json,
     Split,
-    canonical_bytes,
     canonical_json,
     check_schema,
-    difference,
     digest,
     shard_name,
 )
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import create_exclusive, read_json, sample_file
+from pipeline.system.files import read_json, sample_file
+from pipeline.teacher import Teacher
 from teacher_cache.building import crops
 from teacher_cache.building.crops import Tile
-from teacher_cache.building.lease import TTL
-from teacher_cache.teachers import ImportedTeacher, Teacher
+from teacher_cache.building.settings import BuildSettings
 
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What stage one makes (first block, fixed for a cache) and how this process works (second block)."""
-
-    tile: int = 256
-    """Side of a training tile, HR pixels."""
-    degradation: Degradation = field(default_factory=Degradation)
-    """How LR images are made."""
-    seed: int = 0
-    """Run seed; the seeds of every sample follow from it and the sample's key."""
-    limit: int | None = None
-    """Use this many photos at most, chosen by a hash of their names (not the first ones of the first folder)."""
-    hold_out: int = 2
-    """Photos that are kept out of training, one large crop of each in the `val` shards."""
-    samples_per_shard: int = 64
-    """Samples in a shard: the unit of work, and of loss when a disk is damaged."""
-    micro_batch: int = 4
-    """Training tiles that the teacher gets at once (held-out crops go one by one)."""
-    context: int = 4
-    """LR pixels around a tile that the teacher sees as well, so that its picture is as good at the border as inside;
-    without effect on imported pictures."""
-
-    max_failure_fraction: float = 0.1
-    """Share of samples that may fail before the run stops."""
-    retry_errors: bool = False
-    """Make finished shards with failed samples again, keeping the good samples."""
-    wait: bool = True
-    """Wait for shards that other processes are working on, to take over when one of them dies."""
-    lease_seconds: float = TTL
-    """Take over a shard whose process on another machine gave no sign for so long."""
-
-    def __post_init__(self) -> None:
-        """Check ranges, and that a tile suits a two-level wavelet transform."""
-        if self.tile < 8 or self.tile % 8:
-            self.check_tile()
-        for name in ("samples_per_shard", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise DtkdError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise DtkdError(f"limit must be at least 1, got {self.limit}")
-        if self.hold_out < 0:
-            raise DtkdError(f"hold_out must be 0 or more, got {self.hold_out}")
-        if not 0 <= self.context <= crops.MOST_CONTEXT:
-            raise DtkdError(f"context must be within 0..{crops.MOST_CONTEXT} LR pixels, got {self.context}")
-        if not 0 <= self.max_failure_fraction <= 1:
-            raise DtkdError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
-        if self.lease_seconds <= 0:
-            raise DtkdError(f"lease_seconds must be above 0, got {self.lease_seconds}")
-
-    def check_tile(self) -> None:
-        """Check that a tile suits the scale, too; not before it is known that the teacher does."""
-        multiple = math.lcm(8, self.degradation.scale)
-        if self.tile < multiple or self.tile % multiple:
-            raise DtkdError(
-                f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
-            )
+PLAN_AGAIN = "the same `dtkd teacher-cache` command then writes it again, and makes nothing anew that is sound"
 
 
 @dataclass(frozen=True)
@@ -136,7 +76,7 @@ class Plan:
     @property
     def teacher_title(self) -> str:
         """The teacher's name for people, without the folder that it lay in."""
-        return str(self.fingerprint["teacher"].get("name", self.teacher))
+        return str(self.fingerprint["teacher"]["name"])
 
     @property
     def fingerprint_digest(self) -> str:
@@ -164,65 +104,85 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Any) -> "Plan":
-        """Inverse of `to_json`; raises `DtkdError` for another schema or a damaged plan."""
-        check_schema(data, "plan")
-        data = {"context": 0} | data  # plans from before there was any
+        """Inverse of `to_json`, of this schema; raises `DtkdError` for a damaged plan."""
         try:
             fields = {item.name: data[item.name] for item in dataclasses.fields(cls)}
             sources = tuple((str(i), int(w), int(h), str(x)) for i, w, h, x in data["sources"])
             shards = tuple(_shard_from_json(shard, sources) for shard in data["shards"])
             skipped = tuple(Skipped(i, reason) for i, reason in data["skipped"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise DtkdError(f"plan.json is damaged ({type(error).__name__}: {error}); make the cache again") from error
+            raise DtkdError(
+                f"plan.json is damaged ({type(error).__name__}: {error}): remove it; {PLAN_AGAIN}"
+            ) from error
         return cls(**fields | {"sources": sources, "skipped": skipped, "shards": shards})
 
 
-def make_plan(
-    corpus: Corpus, teacher: Teacher | ImportedTeacher, settings: BuildSettings
-) -> tuple[Plan, dict[str, Source]]:
-    """Plan every sample; also the sources that the plan uses, by id.
+@dataclass(frozen=True)
+class Layout:
+    """The part of a plan that no teacher is needed for."""
+
+    corpus: Corpus
+    sources: tuple[Source, ...]
+    """The photos that are used."""
+    identities: tuple[tuple[str, int, int, str], ...]
+    """`Plan.sources`."""
+    shards: tuple[PlannedShard, ...]
+    fingerprint: Json
+    """What the plan's fingerprint says of corpus, settings and versions."""
+
+
+def lay_out(corpus: Corpus, settings: BuildSettings) -> Layout:
+    """Cut the photos into tiles, and these into shards.
 
     Training keys are sorted and cut every `samples_per_shard`; held-out crops get shards of their own.
+
+    Raises:
+        DtkdError: more photos are held out than there are.
     """
-    if isinstance(teacher, ImportedTeacher):
-        settings = dataclasses.replace(settings, context=0)
     sources = _limited(corpus.sources, settings.limit)
     identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
-    halves = corpora.split(sources, settings.hold_out)
+    parts = corpora.split(sources, settings.hold_out)
+    shards = (*_cut(parts.train, "train", settings), *_cut(parts.val, "val", settings))
+    return Layout(corpus, tuple(sources), identities, shards, _layout_fingerprint(identities, settings))
+
+
+def make_plan(layout: Layout, teacher: Teacher, settings: BuildSettings) -> Plan:
+    """Plan every sample."""
     degradation = settings.degradation
-    plan = Plan(
-        corpus=corpus.name,
+    context = settings.context if teacher.sees_context else 0
+    told = {"teacher": teacher.fingerprint(), "context": context}
+    return Plan(
+        corpus=layout.corpus.name,
         teacher=teacher.name,
         degradation=degradation.config(),
         scale=degradation.scale,
         tile=settings.tile,
         seed=settings.seed,
         micro_batch=settings.micro_batch,
-        context=settings.context,
-        fingerprint=_fingerprint(identities, teacher, settings),
-        sources=identities,
-        skipped=tuple(corpus.skipped),
-        shards=(*_cut(halves.train, "train", settings), *_cut(halves.val, "val", settings)),
+        context=context,
+        fingerprint=json.loads(canonical_json(layout.fingerprint | told)),  # as it will be read back: no tuples
+        sources=layout.identities,
+        skipped=tuple(layout.corpus.skipped),
+        shards=layout.shards,
     )
-    return plan, {source.id: source for source in sources}
 
 
-def freeze(cache: Path, plan: Plan) -> None:
-    """Write plan.json, or check that the one that is there says the same.
+def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
+    """Check that the teacher was not trained on a photo that is held out: its pictures there would flatter it.
 
     Raises:
-        DtkdError: the cache was begun with another corpus, teacher or setting (names the fields that differ).
+        DtkdError: it was (says how many photos can be held out).
     """
-    if create_exclusive(cache / "plan.json", canonical_bytes(plan.to_json())):
-        return
-    old = load_plan(cache)
-    changes = difference(old.fingerprint, plan.fingerprint)
-    if changes and old.fingerprint.get("corpus") != plan.fingerprint["corpus"]:
-        changes.append(_changed_sources(old.sources, plan.sources))
-    if changes:
+    seen = {s.id for s in layout.sources if sample_file(s.path) in teacher.trained_on} if teacher.trained_on else set()
+
+    def held_out(count: int) -> list[str]:
+        return [source.id for source in corpora.split(layout.sources, count).val if source.id in seen]
+
+    if wrong := held_out(hold_out):
+        most = next(count for count in range(hold_out - 1, -1, -1) if not held_out(count))
         raise DtkdError(
-            f"{cache} was begun differently ({'; '.join(changes)}): use the old corpus, teacher and settings to go on, "
-            "or another cache folder"
+            f"{teacher.name} was trained on {len(wrong)} of the {hold_out} held-out photos ({', '.join(wrong[:3])}), "
+            f"which would flatter it: take --hold-out {most}, photos that it has not seen, or another teacher"
         )
 
 
@@ -235,24 +195,25 @@ def load_plan(cache: Path) -> Plan:
     try:
         data = read_json(cache / "plan.json")
     except (FileNotFoundError, NotADirectoryError):
+        if (cache / "done").is_dir():
+            raise DtkdError(f"{cache} has lost its plan.json: {PLAN_AGAIN}") from None
         raise DtkdError(f"{cache} is no teacher cache (no plan.json); make one with `dtkd teacher-cache`") from None
-    check_schema(data, "plan", cache)
+    except DtkdError as error:
+        raise DtkdError(f"{error}: remove it; {PLAN_AGAIN}") from error
+    check_schema(data, "plan", cache, f"remove {cache / 'plan.json'}; {PLAN_AGAIN}")
     return Plan.from_json(data)
 
 
-def _fingerprint(
-    sources: Sequence[tuple[str, int, int, str]], teacher: Teacher | ImportedTeacher, settings: BuildSettings
-) -> Json:
-    fixed = ("tile", "seed", "limit", "hold_out", "samples_per_shard", "micro_batch", "context")
+def _layout_fingerprint(sources: Sequence[tuple[str, int, int, str]], settings: BuildSettings) -> Json:
+    fixed = ("tile", "seed", "limit", "hold_out", "samples_per_shard", "micro_batch")
     fields = {
         "schema": SCHEMA,
         "corpus": {"photos": len(sources), "content": digest([list(source) for source in sources])},
         "degradation": settings.degradation.config(),
-        "teacher": teacher.fingerprint(),
         "versions": {name: _version(name) for name in ("torch", "diffusers", "numpy", "pillow")},
         **{name: getattr(settings, name) for name in fixed},
     }
-    return json.loads(canonical_json(fields))  # as it will be read back: no tuples
+    return json.loads(canonical_json(fields))
 
 
 def _version(package: str) -> str | None:
@@ -275,7 +236,7 @@ def _limited(sources: Sequence[Source], limit: int | None) -> list[Source]:
 
 def _cut(sources: Sequence[Source], split: Split, settings: BuildSettings) -> list[PlannedShard]:
     scale, size = settings.degradation.scale, settings.samples_per_shard
-    tiles = [tile for source in sources for tile in crops.plan_tiles(source, settings.tile, scale, split)]
+    tiles = [tile for source in sources for tile in crops.tiles_of(source, settings.tile, scale, split)]
     samples = sorted((PlannedSample(crops.tile_key(t, settings.degradation), t) for t in tiles), key=lambda s: s.key)
     starts = range(0, len(samples), size)
     return [PlannedShard(shard_name(split, i), split, tuple(samples[a : a + size])) for i, a in enumerate(starts)]
@@ -292,17 +253,3 @@ def _shard_from_json(data: Json, sources: Sequence[tuple[str, int, int, str]]) -
         for key, number, x, y, width, height in data["samples"]
     )
     return PlannedShard(str(data["name"]), split, samples)
-
-
-def _changed_sources(old: Sequence[tuple[str, int, int, str]], new: Sequence[tuple[str, int, int, str]]) -> str:
-    before, after = {source[0]: source for source in old}, {source[0]: source for source in new}
-    groups = {
-        "gone": sorted(before.keys() - after.keys()),
-        "new": sorted(after.keys() - before.keys()),
-        "changed": sorted(name for name in before.keys() & after.keys() if before[name] != after[name]),
-    }
-    return "photos " + ", ".join(
-        f"{what}: {' '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-        for what, names in groups.items()
-        if names
-    )

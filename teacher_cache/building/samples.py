@@ -4,10 +4,9 @@ B micro-batch, h w height and width of an LR image, s scale, c context.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,56 +15,53 @@ from numpy.typing import NDArray
 from pipeline import images
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
+from pipeline.images import RecentImages
 from pipeline.schema import AROUND, SampleError, canonical_json, sample_seed
 from pipeline.system.errors import DtkdError
+from pipeline.teacher import Place, Teacher
 from teacher_cache.building import crops
-from teacher_cache.building.crops import Tile
+from teacher_cache.building.crops import Tile, TileImages
 from teacher_cache.building.plan import PlannedSample
 from teacher_cache.building.writer import Outcome
-from teacher_cache.teachers import ImportedTeacher, Teacher
 
 Image = NDArray[np.uint8]
-PHOTO_PIXELS = 2**26
-"""Pixels (3 bytes each) of decoded photos that are kept, because several tiles of a shard may be of one photo."""
 _DEVICE_TROUBLE = ("cuda", "hip error", "mps backend", "out of memory", "can't allocate memory")
-_NOT_YET = SampleError("teacher", "NotRun", "the teacher did not run")
 
 
-@dataclass(frozen=True)
-class Cut:
-    """The images of a sample before the teacher ran."""
+class Request(NamedTuple):
+    """What the teacher is asked for one sample."""
 
-    lr: Image  # (h, w, 3)
-    around: Image  # (h + 2 c, w + 2 c, 3): the LR image with c pixels of context on every side, for the teacher
-    gt: Image  # (s h, s w, 3)
-    imported: Image | SampleError  # (s h, s w, 3) where the teacher's picture was made elsewhere
+    lr: Image
+    """(h + 2 c, w + 2 c, 3): the LR image with c pixels of context on every side."""
+    seed: int
+    place: Place
+    """Of the LR image without its context."""
 
 
-@dataclass
+def place_of(tile: Tile, photo_width: int, photo_height: int) -> Place:
+    """Where a tile lies in its photo, as teachers are told."""
+    return Place(tile.source, photo_width, photo_height, tile.x, tile.y, tile.width, tile.height)
+
+
 class Photos:
-    """The photos used last, decoded."""
+    """The decoded photos of a corpus."""
 
-    sources: Mapping[str, Source]
-    kept: OrderedDict[Path | str, tuple[Image, Image | None]] = field(default_factory=OrderedDict)
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        """Take the sources by id."""
+        self._sources = sources
+        self._recent = RecentImages(self._load, lambda photo: photo[0][..., 0].size)
 
-    def source(self, source_id: str) -> tuple[Image, Image | None]:
+    def images(self, source_id: str) -> tuple[Image, Image | None]:
         """HR photo, and LR photo of a paired corpus."""
-        if source_id not in self.kept:
-            self._keep(source_id, crops.load_source(self.sources[source_id]))
-        self.kept.move_to_end(source_id)
-        return self.kept[source_id]
+        return self._recent.get(source_id)
 
-    def picture(self, path: Path) -> Image:
-        """A picture that an imported teacher made."""
-        if path not in self.kept:
-            self._keep(path, (images.load_rgb(path), None))
-        self.kept.move_to_end(path)
-        return self.kept[path][0]
+    def place(self, tile: Tile) -> Place:
+        """Where a tile lies in its photo."""
+        source = self._sources[tile.source]
+        return place_of(tile, source.width, source.height)
 
-    def _keep(self, name: Path | str, entry: tuple[Image, Image | None]) -> None:
-        self.kept[name] = entry
-        while len(self.kept) > 1 and sum(hr[..., 0].size for hr, _ in self.kept.values()) > PHOTO_PIXELS:
-            self.kept.popitem(last=False)
+    def _load(self, source_id: str) -> tuple[Image, Image | None]:
+        return crops.load_source(self._sources[source_id])
 
 
 @dataclass(frozen=True)
@@ -73,27 +69,29 @@ class SampleMaker:
     """Makes the samples of a run; `cut` may run in a thread while `finish` keeps the teacher busy in another."""
 
     photos: Photos
-    teacher: Teacher | ImportedTeacher
+    teacher: Teacher
     degradation: Degradation
     seed: int  # of the run
     context: int = 0
     """LR pixels around a tile that the teacher sees."""
 
-    def cut(self, samples: Sequence[PlannedSample]) -> list[Cut | SampleError]:
+    def cut(self, samples: Sequence[PlannedSample]) -> list[TileImages | SampleError]:
         """Load, cut and degrade; a failure takes the sample's place."""
         return [self._cut(sample) for sample in samples]
 
-    def finish(self, samples: Sequence[PlannedSample], cuts: Sequence[Cut | SampleError], batch: int) -> list[Outcome]:
+    def finish(
+        self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int
+    ) -> list[Outcome]:
         """Run the teacher on what could be cut and encode it; every sample gets an outcome, in the same order."""
         assert len(samples) <= batch
         began = time.perf_counter()
         restored = self._restore(samples, cuts, batch)
-        cost = 0.0 if isinstance(self.teacher, ImportedTeacher) else time.perf_counter() - began
-        cost /= max(sum(isinstance(cut, Cut) for cut in cuts), 1)
+        cost = time.perf_counter() - began if self.teacher.steps else 0.0
+        cost /= max(sum(isinstance(cut, TileImages) for cut in cuts), 1)
         return [self.encode(s, c, r, cost) for s, c, r in zip(samples, cuts, restored, strict=True)]
 
     def encode(
-        self, sample: PlannedSample, cut: Cut | SampleError, teacher: Image | SampleError, cost: float
+        self, sample: PlannedSample, cut: TileImages | SampleError, teacher: Image | SampleError, cost: float
     ) -> Outcome:
         """What is stored of a sample; `cost` is the teacher's seconds for it."""
         if isinstance(cut, SampleError):
@@ -111,36 +109,28 @@ class SampleMaker:
             return Outcome(sample.key, error=failure(error, "encode"))
         return Outcome(sample.key, members, drift=drift, seconds=cost)
 
-    def _cut(self, sample: PlannedSample) -> Cut | SampleError:
+    def _cut(self, sample: PlannedSample) -> TileImages | SampleError:
         stage = "load"
         try:
-            hr, lr = self.photos.source(sample.tile.source)
+            hr, lr = self.photos.images(sample.tile.source)
             stage = "degrade"
-            pair = crops.cut_pair(hr, lr, sample.tile, self.degradation, self.seed, self.context)
-            stage = "teacher"
-            if isinstance(self.teacher, ImportedTeacher):
-                return Cut(pair.lr, pair.around, pair.gt, self._import(self.teacher, sample.tile, hr))
-            return Cut(pair.lr, pair.around, pair.gt, _NOT_YET)
+            return crops.cut_tile(hr, lr, sample.tile, self.degradation, self.seed, self.context)
         except Exception as error:
             return failure(error, stage)
 
-    def _import(self, teacher: ImportedTeacher, tile: Tile, hr: Image) -> Image:
-        path = teacher.lookup(tile.source)
-        picture = self.photos.picture(path)
-        if picture.shape != hr.shape:
-            raise DtkdError(f"{path.name} must be as large as the photo, {_size(hr)}, got {_size(picture)}")
-        return picture[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width]
-
     def _restore(
-        self, samples: Sequence[PlannedSample], cuts: Sequence[Cut | SampleError], batch: int
+        self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int
     ) -> list[Image | SampleError]:
-        good = [cut for cut in cuts if isinstance(cut, Cut)]
-        if not good or isinstance(self.teacher, ImportedTeacher):
-            return [cut if isinstance(cut, SampleError) else cut.imported for cut in cuts]
-        # A failed sample's place is filled, so that the others keep theirs: same batch, same bytes, whoever fails.
-        lrs = [cut.around if isinstance(cut, Cut) else good[0].around for cut in cuts]
-        seeds = [sample_seed(self.seed, sample.key, "teacher") for sample in samples]
-        return restore(self.teacher, lrs, seeds, batch, self.context)
+        good = [(sample, cut) for sample, cut in zip(samples, cuts, strict=True) if isinstance(cut, TileImages)]
+        if not good:
+            return [cut for cut in cuts if isinstance(cut, SampleError)]
+        requests = []
+        for sample, cut in zip(samples, cuts, strict=True):
+            # A failed sample's place is filled, so that the others keep theirs: same batch, same bytes, whoever fails.
+            shown, images_shown = (sample, cut) if isinstance(cut, TileImages) else good[0]
+            seed = sample_seed(self.seed, sample.key, "teacher")
+            requests.append(Request(images_shown.around, seed, self.photos.place(shown.tile)))
+        return restore(self.teacher, requests, batch, self.context)
 
     def _description(self, sample: PlannedSample, drift: float) -> dict[str, object]:
         tile = sample.tile
@@ -159,47 +149,43 @@ class SampleMaker:
         }
 
 
-def restore(
-    teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int, context: int = 0
-) -> list[Image | SampleError]:
+def restore(teacher: Teacher, requests: Sequence[Request], batch: int, context: int = 0) -> list[Image | SampleError]:
     """Run the teacher on LR images of one size; an image that it fails on gives an error in its place.
 
-    The images are (h + 2 context, w + 2 context, 3), the pictures (s h, s w, 3): the surroundings are cut off. The
-    teacher always sees `batch` images, the last one repeated: the shape of a batch changes how floats are rounded.
+    The pictures are (s h, s w, 3): of the surroundings, `context` pixels of the LR image, nothing is left. The teacher
+    always sees `batch` images, the last one repeated: the shape of a batch changes how floats are rounded.
     """
     try:
-        return _restore_batch(teacher, lrs, seeds, batch, context)
+        return _restore_batch(teacher, requests, batch, context)
     except Exception as error:
-        if len(lrs) == 1:
+        if len(requests) == 1:
             return [failure(error, "teacher")]
         _raise_if_fatal(error)
-    return [restore(teacher, [lr], [seed], batch, context)[0] for lr, seed in zip(lrs, seeds, strict=True)]
+    return [restore(teacher, [request], batch, context)[0] for request in requests]
 
 
 def _restore_batch(
-    teacher: Teacher, lrs: Sequence[Image], seeds: Sequence[int], batch: int, context: int
+    teacher: Teacher, requests: Sequence[Request], batch: int, context: int
 ) -> list[Image | SampleError]:
-    filler = batch - len(lrs)
-    x = torch.stack([images.to_tensor(lr) for lr in (*lrs, *[lrs[-1]] * filler)])  # (B, 3, h + 2 c, w + 2 c)
+    lrs, seeds, places = zip(*requests, *[requests[-1]] * (batch - len(requests)), strict=True)
+    x = torch.stack([images.to_tensor(lr) for lr in lrs])  # (B, 3, h + 2 c, w + 2 c)
     with torch.inference_mode():
-        y = teacher.restore(x, [*seeds, *[seeds[-1]] * filler]).float().cpu()  # (B, 3, s (h + 2 c), s (w + 2 c))
+        y = teacher.restore_at(x, seeds, places).float().cpu()  # (B, 3, s (h + 2 c), s (w + 2 c))
     expected = (batch, 3, *(side * teacher.scale for side in x.shape[2:]))
     if tuple(y.shape) != expected:
         raise DtkdError(f"the teacher must return {expected} for {tuple(x.shape)}, got {tuple(y.shape)}")
     bad = SampleError("teacher", "NotFinite", "the teacher's output has NaN or infinite values")
     margin = context * teacher.scale
-    return [crops.inside(images.to_image(image), margin) if image.isfinite().all() else bad for image in y[: len(lrs)]]
+    pictures = y[: len(requests)]
+    return [crops.inside(images.to_image(image), margin) if image.isfinite().all() else bad for image in pictures]
 
 
 def colour_drift(teacher: Image, lr: Image) -> float:
-    """Mean |block mean of the teacher's image - LR image|, 8-bit levels, over all pixels and channels of the LR image.
+    """Mean over the colour channels of |mean of the teacher's tile - mean of the LR tile|, 8-bit levels.
 
-    At scale 4 the mean of a 4x4 block is a quarter of the two-level Haar transform's LL2.
+    Means over the whole tile, because finer ones would count the noise of a `real` LR image that the teacher removed.
     """
-    h, w = lr.shape[:2]
-    s = teacher.shape[0] // h
-    sums = teacher.reshape(h, s, w, s, 3).sum(axis=(1, 3), dtype=np.int64)  # (h, w, 3)
-    return float(np.abs(sums - lr.astype(np.int64) * (s * s)).sum()) / (s * s * lr.size)
+    return float(np.abs(teacher.mean(axis=(0, 1)) - lr.mean(axis=(0, 1))).mean())
 
 
 class DeviceError(DtkdError):
@@ -221,7 +207,3 @@ def _raise_if_fatal(error: Exception) -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:300]
-
-
-def _size(image: Image) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"

@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.schema import Sample, ShardRecord
+from pipeline.schema import Drift, Sample, ShardRecord
 from pipeline.system.errors import DtkdError
 from pipeline.system.progress import OnProgress, ProgressEvent
 from teacher_cache.building.plan import Plan
 
 FAILURES = 20
 """Failures that a result lists."""
+DRIFT_LEVELS = 2.0
+"""Mean colour drift of a cache, 8-bit levels, that is a warning: about the least step in tone that one sees on a plain
+surface, 1 % of the brightness."""
 _SETTLED = 50  # samples after which a share of failures means something
 
 
@@ -85,9 +88,9 @@ class Tally:
         if errors > self._allowed * max(processed, min(self._plan.planned, _SETTLED)):
             raise DtkdError(
                 f"{errors} of {processed} samples failed, more than max_failure_fraction {self._allowed:g} allows; "
-                f"for example {self._describe()}; damaged photos: remove or repair them and take a new cache folder, "
-                "or go on without them with --set max_failure_fraction=FRACTION; another cause: mend it and run again "
-                "with --retry-errors"
+                f"for example {self._describe()}; damaged photos or imported pictures: remove or repair them and take "
+                "a new cache folder, or go on without them with --set max_failure_fraction=FRACTION; another cause: "
+                "mend it and run again with --retry-errors"
             )
 
     def _describe(self) -> str:
@@ -107,6 +110,16 @@ def failures(plan: Plan, records: Iterable[ShardRecord]) -> tuple[Failure, ...]:
             reason = (sources[sample.key], sample.error.stage, sample.error.message or sample.error.type)
             found[reason] = found.get(reason, 0) + 1
     return tuple(Failure(*reason, count) for reason, count in sorted(found.items()))
+
+
+def drift_warning(drift: Drift | None) -> str | None:
+    """What to say of a cache's colour drift; None where it is not seen."""
+    if drift is None or drift.mean <= DRIFT_LEVELS:
+        return None
+    return (
+        f"the teacher shifts the tone: its tiles differ from their LR images by {drift.mean:.1f} of 255 on average, by "
+        f"{drift.worst:.1f} in {drift.worst_key}; a student would learn that"
+    )
 
 
 def _sources(plan: Plan) -> dict[str, str]:

@@ -11,22 +11,28 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline import images
 from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
+from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir, read_json, sha256_file
 from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.results import plain
+from pipeline.system.words import plural
+from pipeline.teacher import Teacher
 from teacher_cache.building import crops
 from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
-from teacher_cache.building.samples import Image, restore
+from teacher_cache.building.samples import Image, Request, place_of, restore
 from teacher_cache.building.writer import SUFFIX, read_record, reopen
-from teacher_cache.teachers import ImportedTeacher, Teacher
+from teacher_cache.teachers import load
+from teacher_cache.teachers.catalogue import PYTHON
 
 TOLERANCE = 1
 """Largest difference in 8-bit levels that a recomputed sample may show: another machine rounds floats differently."""
@@ -71,15 +77,33 @@ class VerifyResult:
     def advice(self) -> str:
         """What to do about it, in one line."""
         if self.repaired:
-            return (
-                f"{len(self.repaired)} shards were set back: run the same `dtkd teacher-cache` again to make them anew"
-            )
+            back = plural(len(self.repaired), "shard")
+            return f"set back {back}: run the same `dtkd teacher-cache` again to make them anew"
         if self.damage:
             names = _list(sorted({item.shard for item in self.damage}))
             return f"damaged: {names}; `dtkd verify {self.cache} --repair`, then the same `dtkd teacher-cache` again"
         if not self.ok:
             return "the teacher makes other pictures than the cached ones: other hardware, drivers or library versions?"
         return "sound"
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return None if self.ok else self.advice
+
+    def lines(self) -> list[str]:
+        """For people: every finding, then the counts and what to do."""
+        lines = [f"{item.shard}{f' {item.key}' if item.key else ''}: {item.reason}" for item in self.damage]
+        lines += [
+            f"{item.key}: made again, differs by at most {item.max_difference} of 255 (mean {item.mean_difference})"
+            for item in self.recomputed
+        ]
+        counts = f"{plural(self.shards, 'shard')}, {plural(self.samples, 'sound sample')}, {self.errors} failed ones"
+        return [*lines, f"{counts}: {self.advice}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values, the verdict and the advice."""
+        return {**plain(self), "ok": self.ok, "advice": self.advice}
 
 
 def verify_cache(
@@ -128,17 +152,31 @@ def verify_cache(
     return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), recomputed, repaired)
 
 
-def refuse_imported(plan: Plan) -> None:
-    """Check that a model made the cache's pictures.
+def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto") -> Teacher:
+    """The teacher that a cache was made with, at the cache's scale, steps and precision.
+
+    Args:
+        cache: folder of the cache.
+        name: as given to `teacher_cache.teachers.load`; None takes the name that plan.json keeps.
+        device: torch device, or auto.
 
     Raises:
-        DtkdError: they were imported.
+        DtkdError: as `load` and `load_plan`; or plan.json names somebody's code, which only the user may ask to run.
     """
-    if plan.teacher_title.startswith("import:"):
+    plan = load_plan(Path(cache))
+    if name is None and plan.teacher.startswith(PYTHON):
         raise DtkdError(
-            f"the pictures of this cache were imported ({plan.teacher_title}) and cannot be recomputed: leave out "
-            "--recompute"
+            f"{cache} was made with {plan.teacher}: code is not run because a cache names it; if you trust it, say "
+            f"--teacher {plan.teacher}"
         )
+    made = plan.fingerprint["teacher"]
+    steps, dtype = made.get("steps"), made.get("dtype")
+    try:
+        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
+    except DtkdError as error:
+        if name is not None:
+            raise
+        raise DtkdError(f"{error}; {cache} was made with {plan.teacher}: --teacher says where it is now") from error
 
 
 def _list(names: Sequence[str]) -> str:
@@ -146,12 +184,10 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
-    if recompute:
-        refuse_imported(plan)
     if recompute and teacher is None:
-        raise DtkdError(f"recomputing {recompute} samples needs the teacher that made the cache: {plan.teacher}")
-    if isinstance(teacher, ImportedTeacher):
-        raise DtkdError("imported pictures cannot be recomputed: there is no model")
+        raise DtkdError(
+            f"recomputing {plural(recompute, 'sample')} needs the teacher that made the cache: {plan.teacher}"
+        )
     if teacher and recompute:
         changes = difference(plan.fingerprint.get("teacher"), json.loads(json.dumps(teacher.fingerprint())), "teacher")
         if changes:
@@ -232,13 +268,17 @@ def _recompute(
 ) -> Iterator[Recomputed]:
     """Make `count` undamaged samples again, in batches of the shape that made them."""
     shards = {shard.name: shard for shard in plan.shards}
+    tiles = {planned.key: planned.tile for shard in plan.shards for planned in shard.samples}
+    sizes = {photo: (width, height) for photo, width, height, _ in plan.sources}
     bad = {item.key for item in damage}
     sound = [(record, sample) for record in records for sample in record.ok if sample.key not in bad]
     for record, sample in random.Random(plan.seed).sample(sound, min(count, len(sound))):
         path = shard_path(cache, record.name)
         seen = _picture(path, sample, AROUND if plan.context else "lr")
-        seed = sample_seed(plan.seed, sample.key, "teacher")
-        again = restore(teacher, [seen], [seed], plan.batch(shards[record.name]), plan.context)[0]
+        tile = tiles[sample.key]
+        place = place_of(tile, *sizes[tile.source])
+        request = Request(seen, sample_seed(plan.seed, sample.key, "teacher"), place)
+        again = restore(teacher, [request], plan.batch(shards[record.name]), plan.context)[0]
         yield _compare(sample.key, _picture(path, sample, "teacher"), again)
 
 

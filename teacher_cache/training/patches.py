@@ -5,10 +5,11 @@ h w height and width of the LR patch, s scale.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -19,23 +20,16 @@ from pipeline.degrade import degrade_inside
 from pipeline.filters import mirrored
 from pipeline.images import ImageError, load_rgb, to_tensor
 from pipeline.system.errors import DtkdError
+from pipeline.training.readers import read_ahead
 
 _PHOTO_BYTES = 768 * 2**20  # decoded photos kept by one worker
 
 
 class Patch(NamedTuple):
-    """One training pair, float32 in [0, 1]."""
+    """A training pair, or a batch of b pairs, float32 in [0, 1]."""
 
-    lr: Tensor  # (3, h, w)
-    hr: Tensor  # (3, s h, s w)
-
-
-class NoPhotoError(DtkdError):
-    """No photo can be decoded. Its one line outlives the worker process: torch rebuilds it from a whole traceback."""
-
-    def __init__(self, text: str) -> None:
-        """Keep the last line of a traceback, or the plain message."""
-        super().__init__(text.strip().rpartition("\n")[2].rpartition(f"{type(self).__name__}: ")[2])
+    lr: Tensor  # (3, h, w) or (b, 3, h, w)
+    hr: Tensor  # (3, s h, s w) or (b, 3, s h, s w)
 
 
 def generator(seed: int, purpose: str, index: int) -> np.random.Generator:
@@ -48,7 +42,7 @@ class PatchDataset(Dataset[Patch]):
     """Random crops of random photos: down-scaled, flipped, transposed, degraded as stage one degrades its tiles.
 
     Where a photo turns out to be damaged behind its header, another one is drawn in its place, in every process the
-    same; reading a patch raises `NoPhotoError` if none is left.
+    same; reading a patch raises `DtkdError` if none is left.
 
     Args:
         sources: the photos; drawn in proportion to the square root of their area.
@@ -73,6 +67,11 @@ class PatchDataset(Dataset[Patch]):
         lr = degrade_inside(grown, margin // self.degradation.scale, self.degradation, rng)
         return Patch(to_tensor(lr), to_tensor(grown[margin : margin + side, margin : margin + side]))
 
+    def batch(self, indices: Sequence[int]) -> Patch:
+        """The patches of these indices, stacked."""
+        lr, hr = (torch.stack(images) for images in zip(*(self[index] for index in indices), strict=True))
+        return Patch(lr, hr)
+
     def _draw(self, rng: np.random.Generator) -> np.ndarray:
         """A photo that can be decoded. What was damaged before is drawn and passed over too: memory decides nothing."""
         while len(self._damaged) < len(self.sources):
@@ -84,7 +83,7 @@ class PatchDataset(Dataset[Patch]):
             except ImageError as error:
                 self._damaged[source.id] = error.reason
         name, reason = next(iter(self._damaged.items()))
-        raise NoPhotoError(f"none of {len(self.sources)} training photos can be read, {name}: {reason}; replace them")
+        raise DtkdError(f"none of {len(self.sources)} training photos can be read, {name}: {reason}; replace them")
 
     def _photo(self, source: Source) -> np.ndarray:
         if source.id in self._photos:
@@ -94,6 +93,23 @@ class PatchDataset(Dataset[Patch]):
             while len(self._photos) > 1 and sum(p.nbytes for p in self._photos.values()) > _PHOTO_BYTES:
                 self._photos.popitem(last=False)
         return self._photos[source.id]
+
+
+def batches(
+    patches: PatchDataset, *, steps: range, batch_size: int, workers: int, rank: int, world: int, device: torch.device
+) -> Iterator[Patch]:
+    """Yield this rank's share of the batch of each of `steps`; `batch_size` is global, over all `world` ranks.
+
+    Raises:
+        DtkdError: ranks that do not divide the batch, or no photo that can be read.
+    """
+    if batch_size % world:
+        raise DtkdError(f"train.batch_size is shared by {world} processes and must be divisible, got {batch_size}")
+    share = batch_size // world
+    starts = (step * batch_size + rank * share for step in steps)
+    plan = [range(start, start + share) for start in starts]
+    for lr, hr in read_ahead(patches.batch, plan, workers=workers, device=device, ahead=4):
+        yield Patch(lr.to(device, non_blocking=True), hr.to(device, non_blocking=True))
 
 
 def _random_crop(photo: np.ndarray, side: int, margin: int, rng: np.random.Generator) -> np.ndarray:

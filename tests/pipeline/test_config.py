@@ -8,13 +8,15 @@ import pytest
 
 from pipeline import config
 from pipeline.degradation import Degradation, RealSettings, RoundSettings
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from teacher_cache.building.plan import BuildSettings
 
 
 @dataclass(frozen=True)
 class Optimiser:
     steps: int = 100
+    """Updates of the
+    weights."""
     lr: float = 1e-3
     nesterov: bool = False
     kind: Literal["adam", "sgd"] = "adam"
@@ -115,6 +117,46 @@ def test_bad_file_is_refused_in_one_line(toml, text, words):
     with pytest.raises(DtkdError) as caught:
         config.load(Run, toml(text), ["opt.lr=1"])
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_values_are_taken_as_they_are_and_beat_everything(toml):
+    file = toml("[opt]\nsteps = 5\n[bands]\nweights = 'low'\n")
+    values = {"opt.steps": 9, "bands.weights": (1, 2, 3), "name": "5", "opt.lr": None}
+    got = config.load(Run, file, ["opt.steps=7", "opt.lr=2"], values)
+    assert got == Run(Optimiser(steps=9, lr=2.0), Bands((1.0, 2.0, 3.0)), "5")
+    for wrong in ({"opt.steps": "9"}, {"opt.step": 9}, {"opt.nesterov": 1}):
+        with pytest.raises(UsageError, match="opt"):
+            config.load(Run, values=wrong)
+
+
+def test_what_a_user_gives_is_wrong_usage_and_a_damaged_file_of_ours_is_not():
+    with pytest.raises(UsageError):
+        config.load(Run, None, ["opt.steps=0"])
+    with pytest.raises(DtkdError) as caught:
+        config.from_dict(Run, {"opt": {"steps": 0}})
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_a_key_in_capitals_is_told_from_a_similar_one():
+    with pytest.raises(DtkdError, match=r"did you mean opt\.lr\?"):
+        config.load(Run, None, ["OPT.LR=1"])
+    with pytest.raises(DtkdError, match=r"did you mean opt\.limit\?"):
+        config.load(Run, None, ["LIMIT=1"])
+
+
+def test_the_listing_tells_meaning_type_and_default_and_is_read_back(toml):
+    text = config.listing(Run)
+    assert "[opt]\n\n# Updates of the weights.\nsteps = 100  # a whole number\n" in text
+    assert "# limit =  # a whole number or none" in text
+    assert 'kind = "adam"  # one of adam, sgd' in text
+    assert config.load(Run, toml(text)) == Run()
+    assert config.load(BuildSettings, toml(config.listing(BuildSettings))) == BuildSettings()
+
+
+def test_an_inherited_setting_keeps_its_meaning():
+    second = config.listing(BuildSettings).partition("[degradation.real.second]")[2]
+    assert "# Standard deviation of a kernel, pixels;" in second
+    assert "sigma = [0.2, 1.5]" in second
 
 
 def test_missing_file_is_named(tmp_path):

@@ -104,6 +104,14 @@ def test_a_folder_that_may_not_be_read(tmp_path):
         (tmp_path / "shut").chmod(0o755)
 
 
+def test_a_pipe_is_not_opened(tmp_path):
+    """It would wait for somebody to write into it, for ever."""
+    put(tmp_path / "good.png")
+    os.mkfifo(tmp_path / "x.png")
+    corpus = scan(tmp_path)
+    assert ids(corpus) == ["good.png"] and reasons(corpus) == {"x.png": "no regular file"}
+
+
 def test_nothing_usable(tmp_path):
     with pytest.raises(DtkdError, match="does not exist: give a folder of images"):
         scan(tmp_path / "none")
@@ -153,6 +161,8 @@ def test_pairs_that_do_not_fit_are_listed(tmp_path):
     put(tmp_path / "LR" / "big.png", 32, 24)
     put(tmp_path / "LR" / "twice.jpg", 16, 12)
     put(tmp_path / "LR" / "twice.bmp", 16, 12)
+    put(tmp_path / "LR" / "lonely.png", 16, 12, level=1)
+    os.mkfifo(tmp_path / "LR" / "pipe.png")
     (tmp_path / "LR" / "broken.png").write_bytes(b"")
     corpus = scan(tmp_path, paired=True, scale=4)
     assert ids(corpus) == ["good.png"]
@@ -161,6 +171,8 @@ def test_pairs_that_do_not_fit_are_listed(tmp_path):
         "big.png": "64x48 pixels, expected 4 times its LR image, 32x24",
         "broken.png": "LR image not a PNG, JPEG, WebP, TIFF or BMP image",
         "twice.png": "has several LR images, twice.bmp and twice.jpg",
+        "LR/lonely.png": "has no HR image",
+        "LR/pipe.png": "no regular file",
     }
     with pytest.raises(DtkdError, match="no usable image"):
         scan(tmp_path, paired=True, scale=3)

@@ -228,6 +228,10 @@ def test_missing_folder_and_forbidden(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(ImageError, match="Is a directory"):
         probe(tmp_path / "folder.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (probe, load_rgb):
+        with pytest.raises(ImageError, match="no regular file"):
+            read(tmp_path / "pipe.png")
     path = store(tmp_path / "a.png", photo())
     path.chmod(0)
     if os.access(path, os.R_OK):

@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import safetensors.torch
 import spandrel
 import torch
 from swinir_oracle import SMALL, assert_close, random_image, randomised
@@ -177,12 +178,57 @@ def test_mistakes_are_named(tmp_path, checkpoint, monkeypatch):
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_the_checkpoint_itself_is_not_replaced(checkpoint):
+def test_the_checkpoint_itself_is_not_replaced(tmp_path, checkpoint):
     path = checkpoint()
     before = path.read_bytes()
     with pytest.raises(DtkdError, match="is the checkpoint itself"):
-        export(path, path, half=True)
+        export(path, path, half=True, overwrite=True)
     assert path.read_bytes() == before
+    folder = export(path, tmp_path / "folder").path
+    with pytest.raises(DtkdError, match="is the checkpoint itself"):
+        export(folder, folder, half=True, overwrite=True)
+
+
+class TestWhatIsThere:
+    @pytest.mark.parametrize("name", ["s.onnx", "s.safetensors", "folder"])
+    def test_an_export_is_replaced_when_asked(self, tmp_path, checkpoint, name):
+        whole = export(checkpoint(), tmp_path / name)
+        with pytest.raises(DtkdError, match="pass --overwrite to replace it"):
+            export(checkpoint(), tmp_path / name, half=True)
+        assert export(checkpoint(), tmp_path / name, half=True, overwrite=True).bytes < whole.bytes
+
+    @pytest.mark.parametrize("name", ["s.onnx", "s.safetensors"])
+    def test_files_of_others_are_never_replaced(self, tmp_path, checkpoint, name):
+        graph = onnx.helper.make_graph([], "theirs", [], [])
+        onnx.save(onnx.helper.make_model(graph), tmp_path / "theirs.onnx")
+        safetensors.torch.save_file({"theirs": torch.zeros(1)}, tmp_path / "theirs.safetensors")
+        foreign = (tmp_path / "theirs").with_suffix(f".{name[2:]}").read_bytes()
+        for content in (b"", b"words", foreign):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(DtkdError, match=r"exists and is not a student .* of ours"):
+                export(checkpoint(), tmp_path / name, overwrite=True)
+            assert (tmp_path / name).read_bytes() == content
+        (tmp_path / name).unlink()
+        (tmp_path / name).mkdir()
+        with pytest.raises(DtkdError, match=r"is a folder, and a student .* is one file"):
+            export(checkpoint(), tmp_path / name)
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "notes.txt", "config.toml"])
+    def test_a_folder_of_others_is_left_alone(self, tmp_path, checkpoint, name):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        (folder / name).write_text('{"model_type": "bert"}')
+        with pytest.raises(DtkdError, match=f"holds {name} and is not a student of ours"):
+            export(checkpoint(), folder, overwrite=True)
+        assert [file.name for file in folder.iterdir()] == [name]
+        assert (folder / name).read_text() == '{"model_type": "bert"}'
+
+    def test_a_clone_of_a_repository_is_filled_and_its_card_kept(self, tmp_path, checkpoint):
+        folder = tmp_path / "clone"
+        (folder / ".git").mkdir(parents=True)
+        (folder / "README.md").write_text("mine")
+        export(checkpoint(), folder)
+        assert (folder / "README.md").read_text() == "mine" and (folder / "model.safetensors").exists()
 
 
 def test_a_wrong_onnx_file_is_not_written(tmp_path, checkpoint, monkeypatch):

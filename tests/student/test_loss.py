@@ -14,6 +14,7 @@ from student.loss import (
     LossSettings,
     distillation_loss,
     group_distances,
+    local_rms,
     measure,
     scale_weights,
 )
@@ -43,8 +44,68 @@ def test_loss_is_its_equation(levels, wavelet):
     low, mid, high = oracle_distances(sr, teacher, levels, wavelet)
     l1 = (sr - gt).abs().double().mean().item()
     fg = 0.3 * low + 0.5 * mid + 0.7 * high
-    expected = [l1 + 0.4 * fg, l1, fg, low, mid, high]
+    expected = [l1 + 0.4 * fg, l1, fg, 0, low, mid, high]
     assert [p.item() for p in got] == pytest.approx(expected, abs=2e-6)
+
+
+def oracle_energy(sr, teacher, levels):
+    """Mean |RMS - RMS| over windows of 16x16 pixels, window by window; of mid and high."""
+    by_level = []
+    pyramids = [pywt.wavedec2(x.double().numpy(), "haar", level=levels) for x in (sr, teacher)]
+    for depth, (ours, theirs) in enumerate(zip(pyramids[0][:0:-1], pyramids[1][:0:-1], strict=True), 1):
+        side, distances = 16 >> depth, []
+        for s, t in zip(ours, theirs, strict=True):
+            for y in range(0, s.shape[-2], side):
+                for x in range(0, s.shape[-1], side):
+                    a, b = (np.sqrt(np.square(v[..., y : y + side, x : x + side]).mean((-1, -2))) for v in (s, t))
+                    distances.append(np.abs(a - b).mean())
+        by_level.append(np.mean(distances))
+    return np.mean(by_level[1:]) if levels > 1 else 0.0, by_level[0]
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_energy_is_its_equation(levels):
+    sr, gt, teacher = images(1), images(2), images(3) * 0.6
+    got = distillation_loss(sr, gt, teacher, GroupWeights(0.3, 0.5, 0.7, levels, "haar", energy=4.0), 0.4)
+    mid, high = oracle_energy(sr, teacher, levels)
+    assert got.energy.item() == pytest.approx(0.5 * mid + 0.7 * high, rel=1e-5)
+    assert got.total.item() == pytest.approx((got.l1 + 0.4 * (got.fg + 4 * got.energy)).item(), rel=1e-6)
+
+
+def test_energy_has_the_gradient_of_its_equation():
+    band = torch.rand(1, 2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(lambda b: local_rms(b, 4), band.sub(0.5).requires_grad_())
+    flat = torch.zeros(1, 1, 3, 4, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(local_rms(flat, 4).sum(), flat)
+    assert gradient.isfinite().all()
+    with pytest.raises(DtkdError, match="expected bands of 8 coefficients a side or more, got 4x4"):
+        local_rms(flat, 8)
+
+
+def test_energy_keeps_texture_that_the_median_loses():
+    """A teacher that adds a random sign of one texture: L_FG is least at none of it, the energy at all of it."""
+    texture = images(5, 64) - 0.5
+    shares = torch.linspace(0, 1.2, 13)
+
+    def best(energy):
+        def cost(share):
+            both = [distillation_loss(share * texture, texture, sign * texture, weights, 1.0) for sign in (1, -1)]
+            return sum((parts.energy if energy else parts.fg).item() for parts in both)
+
+        weights = GroupWeights(0.0, 1.0, 1.0, energy=1.0)
+        return min(shares, key=cost).item()
+
+    assert best(energy=True) == pytest.approx(1.0)
+    signed = [distillation_loss(share * texture, texture, s * texture, GroupWeights(0, 1, 1), 1.0).fg.item()
+              for share in (0.0, 1.0) for s in (1, -1)]  # fmt: skip
+    assert sum(signed[:2]) <= sum(signed[2:]) + 1e-6
+
+
+def test_ground_truth_in_the_low_group_only():
+    sr, gt, teacher = images(1), images(2), images(3)
+    got = distillation_loss(sr, gt, teacher, GroupWeights(0.3, 0.5, 0.7, gt="low"), 0.0)
+    means = (sr - gt).unfold(2, 4, 4).unfold(3, 4, 4).mean((-1, -2))
+    assert got.total.item() == pytest.approx(means.abs().mean().item(), rel=1e-5)
 
 
 def test_gradient_reaches_the_student_only_through_what_counts():
@@ -71,7 +132,7 @@ def test_loss_stays_in_float32_under_autocast():
     expected = distillation_loss(sr.bfloat16().float(), gt, teacher, weights, 1.0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = distillation_loss(sr.bfloat16(), gt, teacher, weights, 1.0)
-    assert [p.dtype for p in got] == [torch.float32] * 6
+    assert [p.dtype for p in got] == [torch.float32] * len(got)
     assert [p.item() for p in got] == [p.item() for p in expected]
 
 

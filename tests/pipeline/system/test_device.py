@@ -1,13 +1,15 @@
 """What the module says about devices and memory of this machine."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
-from pipeline.system.device import choose, keep_freed_memory
-from pipeline.system.errors import DtkdError
+from pipeline.system.device import choose, first_process, keep_freed_memory
+from pipeline.system.errors import UsageError
 
 FAULTS = """
 import resource, sys, torch
@@ -20,10 +22,30 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def test_a_device_that_is_not_there():
+@pytest.mark.parametrize("name", ["abacus", "tpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_wrong_usage(name):
+    with pytest.raises(UsageError, match="take auto, cpu or cuda:0"):
+        choose(name)
+
+
+def test_one_process_speaks_and_takes_what_there_is():
     assert choose("cpu") == "cpu"
-    with pytest.raises(DtkdError, match="take auto, cpu or cuda:0"):
-        choose("abacus")
+    assert choose() == (str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu")
+    assert first_process()
+
+
+def test_processes_that_do_not_know_each_other_are_each_the_first():
+    """`srun -n 8 dtkd teacher-cache` on CPUs: nobody says where they could meet."""
+    code = "from pipeline.system.device import processes; state = processes(); print(state.num_processes, state.device)"
+    environment = os.environ | {
+        "PMI_SIZE": "8",
+        "PMI_RANK": "3",
+        "WORLD_SIZE": "8",
+        "RANK": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "cpu"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")

@@ -1,5 +1,7 @@
 import io
 
+import pytest
+
 from pipeline.system import progress
 from pipeline.system.progress import Pace, ProgressEvent, clock_text, plain_line, rate_text
 
@@ -45,21 +47,42 @@ def test_quiet_shows_nothing_and_plain_goes_to_the_stream():
     assert stream.getvalue() == "work: 1/1 steps\n", "the same news twice is one line"
 
 
-def test_bar_on_a_terminal_shows_count_and_note(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "120")
-
+@pytest.fixture
+def terminal():
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
-    stream = Terminal()
-    with progress.report("stage one", stream=stream) as show:
+    return Terminal()
+
+
+def test_bar_on_a_terminal_shows_count_and_note(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress.report("stage one", stream=terminal) as show:
         show(ProgressEvent(1, 3, "tiles"))
         show(ProgressEvent(3, 3, "tiles", "no errors"))
-    text = stream.getvalue()
+    text = terminal.getvalue()
     assert "stage one" in text
     assert "3/3 tiles" in text
     assert "no errors" in text
+
+
+def test_a_summary_is_a_line_of_its_own(terminal):
+    plain = io.StringIO()
+    for stream in (plain, terminal):
+        with progress.report("stage one", stream=stream) as show:
+            show(ProgressEvent(0, 2, "tiles", summary="2 tiles of 1 photo, [none] skipped"))
+            show(ProgressEvent(2, 2, "tiles"))
+    first, *rest = plain.getvalue().splitlines()
+    assert first == "stage one: 2 tiles of 1 photo, [none] skipped"
+    assert first in terminal.getvalue()
+    assert [line.startswith("stage one: 2/2 tiles") for line in rest] == [False, True]
+
+
+def test_work_that_is_refused_leaves_no_empty_bar(terminal):
+    with pytest.raises(ValueError), progress.report("stage one", stream=terminal):
+        raise ValueError
+    assert terminal.getvalue() == ""
 
 
 def test_texts():

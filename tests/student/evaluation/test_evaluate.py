@@ -1,17 +1,19 @@
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from cache_support import NoisyBicubic, make_corpus, settings
+from spandrel.architectures.Compact import Compact
 from typer.testing import CliRunner
 
 import cli
 from pipeline import images
 from pipeline.system.errors import DtkdError
-from student import checkpoint
-from student import networks as network
+from student import checkpoint, networks
 from student.evaluation import metrics
 from student.evaluation.evaluate import EvaluationSettings, evaluate
 from student.evaluation.examples import bicubic, open_examples
@@ -118,14 +120,106 @@ def test_a_metric_that_fails_on_an_image_does_not_take_the_others_with_it(photos
     assert found.metrics.unavailable[0].name == "ms_ssim"
 
 
-def test_a_mean_over_missing_figures_is_missing_and_json_has_no_infinity(tmp_path):
-    flat = np.full((64, 64, 3), 90, np.uint8)
+def test_images_that_a_candidate_restores_exactly_are_in_nobodys_mean(photos, student, tmp_path):
     (tmp_path / "HR").mkdir()
-    images.save(tmp_path / "HR" / "flat.png", flat)
-    found = evaluate(["bicubic"], tmp_path, FIDELITY)
-    assert row(found, "bicubic").mean("psnr_y") == float("inf")
+    images.save(tmp_path / "HR" / "flat.png", np.full((64, 64, 3), 90, np.uint8))
+    found = evaluate([student], tmp_path, FIDELITY)
+    assert row(found, "bicubic").mean("psnr_y") is None and row(found, "bicubic").mean("ssim_y") == pytest.approx(1)
     assert row(found, "gt").mean("psnr_y") is None
     assert '"psnr_y": null' in json.dumps(found.to_json(), allow_nan=False)
+
+    textured = min((photos / "HR").iterdir())
+    (tmp_path / "HR" / "textured.png").symlink_to(textured)
+    found = evaluate([student], tmp_path, FIDELITY)
+    for name in ("bicubic", student.parent.name):
+        _, other = row(found, name).images
+        assert other.id == "textured" and row(found, name).mean("psnr_y") == other.values["psnr_y"]
+    assert found.exact == {"psnr_y": ("flat",)}
+    assert found.to_json()["exact"] == {"psnr_y": ["flat"]}
+    done = CliRunner().invoke(cli.app, ["evaluate", "bicubic", "--data", str(tmp_path), "--metrics", "psnr_y"])
+    assert "psnr_y is infinite on flat, which a candidate restored exactly" in done.stdout
+
+
+@pytest.mark.parametrize("metrics", ["niqe", "teacher_psnr_y", "ms_ssim"])
+def test_when_nothing_can_be_measured_the_command_fails(photos, monkeypatch, tmp_path, metrics):
+    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("student.evaluation.offline.reachable", lambda url: False)
+    done = CliRunner().invoke(cli.app, ["evaluate", "bicubic", "--data", str(photos), "--metrics", metrics])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines()[-1].startswith(f"dtkd: nothing that was asked for can be measured: {metrics}: ")
+
+
+def test_sizes_may_differ_and_the_scale_need_not_divide_them(tmp_path, student):
+    (tmp_path / "HR").mkdir()
+    photo = skimage.data.astronaut()
+    for name, (height, width) in {"a": (131, 70), "b": (64, 97), "c": (129, 128)}.items():
+        images.save(tmp_path / "HR" / f"{name}.png", photo[:height, :width])
+    found = evaluate([student], tmp_path, FIDELITY, out=tmp_path / "out")
+    for score in row(found, student.parent.name).images:
+        gt = images.load_rgb(tmp_path / "HR" / f"{score.id}.png")
+        gt = gt[: gt.shape[0] // 4 * 4, : gt.shape[1] // 4 * 4]
+        sr = images.load_rgb(tmp_path / "out" / student.parent.name / f"{score.id}.png")
+        assert score.values == {"psnr_y": metrics.psnr_y(sr, gt, 4), "ssim_y": metrics.ssim_y(sr, gt, 4)}
+    (tmp_path / "HR" / "a.png").unlink()
+    (tmp_path / "HR" / "b.png").unlink()
+    alone = evaluate([student], tmp_path, FIDELITY)
+    (only,) = row(alone, student.parent.name).images
+    assert only.values == row(found, student.parent.name).images[2].values
+    assert row(alone, student.parent.name).mean("psnr_y") == only.values["psnr_y"]
+
+
+def test_a_pipe_is_not_waited_for(photos, tmp_path):
+    for kind in ("HR", "LR"):
+        (tmp_path / kind).mkdir()
+        os.mkfifo(tmp_path / kind / "x.png")
+        (tmp_path / kind / "y.png").symlink_to(min((photos / kind).iterdir()))
+    found = evaluate(["bicubic"], tmp_path, FIDELITY)
+    assert [(item.id, item.reason) for item in found.skipped] == [("x.png", "no regular file")]
+    assert len(found.candidates[0].images) == 1
+
+
+class TestWhatIsThere:
+    def test_a_folder_of_others_is_left_alone(self, photos, tmp_path):
+        (tmp_path / "bicubic").mkdir()
+        (tmp_path / "bicubic" / "astronaut.png").write_bytes(b"mine")
+        for record in (None, '{"mine": 1}', "no json"):
+            if record:
+                (tmp_path / "metrics.json").write_text(record)
+            for overwrite in (False, True):
+                with pytest.raises(DtkdError, match="and is not an evaluation of ours: it is left alone"):
+                    evaluate(["bicubic"], photos, FIDELITY, out=tmp_path, overwrite=overwrite)
+        assert (tmp_path / "bicubic" / "astronaut.png").read_bytes() == b"mine"
+
+    def test_an_evaluation_is_replaced_when_asked(self, photos, tmp_path):
+        one = EvaluationSettings(metrics=("psnr_y",), limit=1)
+        evaluate(["bicubic"], photos, one, out=tmp_path)
+        before = (tmp_path / "metrics.json").read_bytes()
+        with pytest.raises(DtkdError, match="holds an evaluation: pass --overwrite"):
+            evaluate(["bicubic"], photos, FIDELITY, out=tmp_path)
+        assert (tmp_path / "metrics.json").read_bytes() == before
+        evaluate(["bicubic"], photos, FIDELITY, out=tmp_path, overwrite=True)
+        assert "ssim_y" in (tmp_path / "metrics.csv").read_text()
+
+    def test_one_that_was_stopped_is_known_as_ours(self, photos, tmp_path):
+        def stop(event):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(["bicubic"], photos, FIDELITY, out=tmp_path, on_progress=stop)
+        with pytest.raises(DtkdError, match="holds an evaluation: pass --overwrite"):
+            evaluate(["bicubic"], photos, FIDELITY, out=tmp_path)
+
+
+def test_a_file_of_another_architecture_is_measured_too(photos, tmp_path):
+    torch.manual_seed(0)
+    compact = Compact(num_feat=8, num_conv=2, upscale=4).eval()
+    torch.save({"params": compact.state_dict()}, tmp_path / "compact.pth")
+    found = evaluate([tmp_path / "compact.pth"], photos, EvaluationSettings(metrics=("psnr_y",), limit=1))
+    example = next(iter(open_examples(photos)))
+    with torch.no_grad():
+        sr = images.to_image(compact(images.to_tensor(example.lr)[None])[0])
+    assert row(found, "compact").mean("psnr_y") == pytest.approx(metrics.psnr_y(sr, example.gt, 4), abs=1e-3)
+    assert row(found, "compact").parameters == sum(p.numel() for p in compact.parameters())
 
 
 def test_two_files_of_one_name_stay_apart(photos, student, tmp_path):
@@ -173,7 +267,7 @@ def test_a_broken_checkpoint_ends_the_evaluation(photos, tmp_path):
 
 
 def test_a_shipped_student_goes_by_its_name(photos, student, tmp_path, monkeypatch):
-    monkeypatch.setattr(network, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
     (tmp_path / "tiny-x4.safetensors").write_bytes(student.read_bytes())
     found = evaluate(["tiny-x4"], photos, EvaluationSettings(metrics=("psnr_y",), limit=1))
     assert row(found, "tiny-x4").path == str(tmp_path / "tiny-x4.safetensors")

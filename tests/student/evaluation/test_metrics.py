@@ -1,6 +1,7 @@
 import http.server
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -14,11 +15,12 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from pipeline import images
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from student.evaluation import metrics, offline
 from student.evaluation.examples import bicubic
 
-SHARED = Path(__file__).parents[4] / "shared"
+ROOT = Path(__file__).parents[3]
+SHARED = ROOT.parent / "shared"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the evaluation sets are not beside this checkout")
 
 
@@ -95,14 +97,48 @@ def test_piqe_needs_no_reference_and_no_download(pair):
 def test_unknown_names_the_nearest():
     with pytest.raises(DtkdError, match="unknown metric 'psnr_yy': the nearest known one is 'psnr_y'"):
         metrics.load(["psnr_yy"])
-    with pytest.raises(DtkdError, match="unknown metric 'fid'"):
+    with pytest.raises(UsageError, match="unknown metric 'fid'"):
         metrics.load(["fid"])
+    for wrong, near in (("PSNR_Y", "psnr_y"), ("Teacher-PSNR_Y", "teacher_psnr_y"), ("LPIPS", "lpips")):
+        with pytest.raises(UsageError, match=f"unknown metric '{wrong}': the nearest known one is '{near}'"):
+            metrics.load([wrong])
 
 
-def test_without_network_a_learned_metric_is_told_apart_and_the_others_run(monkeypatch, tmp_path):
+@pytest.fixture
+def server(monkeypatch):
+    """Address of a host that answers everything with an error."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path):
     monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+
+
+def test_the_host_that_the_user_chose_is_asked_for_weights(server, tmp_path):
+    """In a process of its own, as both libraries read the environment when they are imported."""
+    code = "from student.evaluation import metrics; print(metrics.load(['niqe']).unavailable[0].reason)"
+    chosen = {"HF_ENDPOINT": server, "HF_HUB_OFFLINE": "0", "TORCH_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | chosen, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "HTTPError: HTTP Error 501" in done.stdout, done.stdout  # before: huggingface.co does not answer
+
+
+def test_who_forbade_the_network_is_not_asked_to_wait_for_it(no_weights, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(offline, "reachable", lambda url: pytest.fail("the network was asked"))
+    (missing,) = metrics.load(["niqe"]).unavailable
+    assert "HF_HUB_OFFLINE is set" in missing.reason and missing.remedy.startswith("unset it")
+
+
+def test_without_network_a_learned_metric_is_told_apart_and_the_others_run(no_weights, monkeypatch):
     monkeypatch.setattr(offline, "reachable", lambda url: False)
+    monkeypatch.setattr(offline, "forbidden", lambda: False)
     loaded = metrics.load(["niqe", "psnr_y", "lpips"])
     assert [metric.name for metric in loaded.metrics] == ["psnr_y"]
     assert [missing.name for missing in loaded.unavailable] == ["niqe", "lpips"]
@@ -118,15 +154,7 @@ def test_without_pyiqa_only_its_metrics_are_missing(monkeypatch):
 
 
 class TestOffline:
-    @pytest.fixture
-    def server(self):
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-    def test_a_host_that_answers_anything_is_reachable(self, server, monkeypatch):
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
+    def test_a_host_that_answers_anything_is_reachable(self, server):
         assert offline.reachable(server)  # it answers 501 to HEAD
 
     def test_a_closed_port_is_not(self, monkeypatch):

@@ -1,6 +1,8 @@
 """Weight files: ours, official ones, and files that only pretend."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,6 +13,11 @@ from swinir_oracle import SMALL, assert_close, random_image, randomised
 from pipeline.system.errors import DtkdError
 from student.model import SwinIR, build
 from student.model.weight_files import load_student, read_metadata, save_student
+from student.networks import WEIGHTS
+
+
+class Opaque:
+    """An object that only running code from the file could bring back."""
 
 
 def model_of(name: str = "light", seed: int = 0) -> SwinIR:
@@ -89,6 +96,43 @@ def test_saving_replaces_a_file_whole_and_leaves_nothing_beside(tmp_path):
     save_student(model_of(seed=2), path, {})
     assert_same_weights(load_student(path), model_of(seed=2))
     assert [p.name for p in tmp_path.iterdir()] == ["student.safetensors"]
+
+
+def test_the_same_student_is_the_same_bytes(tmp_path):
+    """safetensors itself writes its metadata in another order every time."""
+    metadata = {"step": 7, "name": "größe"}
+    for number in range(8):
+        save_student(model_of(), tmp_path / f"{number}.safetensors", metadata)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("extra", [{"epoch": Path("a")}, {"optimizer": Opaque()}])
+def test_a_file_with_objects_is_refused_without_advice_to_run_its_code(tmp_path, extra):
+    torch.save({"params": model_of().state_dict(), **extra}, tmp_path / "model.pth")
+    with pytest.raises(DtkdError, match="holds Python objects beside tensors, which are not loaded") as caught:
+        load_student(tmp_path / "model.pth")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_a_tiny_student_stores_the_smallest_masks_that_spandrel_takes(tmp_path):
+    model = randomised(build("tiny"), seed=3).eval()
+    save_student(model, tmp_path / "student.safetensors", {})
+    assert (tmp_path / "student.safetensors").stat().st_size < 2.2e6
+    descriptor = spandrel.ModelLoader().load_from_file(tmp_path / "student.safetensors")
+    lr = random_image(1, 3, 40, 65)
+    with torch.no_grad():
+        assert_close(model(lr), descriptor.model.eval()(lr), 1e-5)
+    with pytest.raises(DtkdError, match="divide a larger img_size"):
+        replace(model.config, img_size=8)  # one window: its loaders shift nothing then, and build another network
+
+
+def test_the_shipped_student_is_small_and_whole():
+    path = WEIGHTS / "tiny-x4.safetensors"
+    assert path.stat().st_size < 2.2e6
+    student, descriptor = load_student(path), spandrel.ModelLoader().load_from_file(path)
+    lr = random_image(1, 3, 33, 50)
+    with torch.no_grad():
+        assert_close(student(lr), descriptor.model.eval()(lr), 1e-5)
 
 
 def damaged_files() -> dict[str, bytes]:

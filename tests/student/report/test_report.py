@@ -1,3 +1,4 @@
+import html
 import re
 from base64 import b64decode
 from dataclasses import replace
@@ -9,9 +10,10 @@ import pytest
 from cache_support import NoisyBicubic, make_corpus, settings
 
 from pipeline import config, images
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from student.report import curves
-from student.report.page import DTKD, GT_ONLY, busiest_square
+from student.report.page import DTKD, GT_ONLY, _headline, _table_note
+from student.report.pictures import busiest_square
 from student.report.write import write_report
 from student.stream import open_cache
 from student.training.loop import RunSettings, train
@@ -28,6 +30,8 @@ def made(tmp_path_factory):
     """A cache with two held-out photos, a GT-only and a DTKD run, and their report."""
     folder = tmp_path_factory.mktemp("report")
     corpus = make_corpus(folder / "photos <with> & odd name")
+    for photo in list(corpus.iterdir()):
+        photo.rename(photo.with_name(f"<img src=x onerror=alert(1)>{photo.name}"))
     build_cache(str(corpus), folder / "cache", NoisyBicubic(), settings(hold_out=2))
     train(folder / "cache", folder / "gt", config.load(RunSettings, None, [*BUDGET, "loss.lambda_max=0"]))
     train(folder / "cache", folder / "dtkd", config.load(RunSettings, None, BUDGET))
@@ -74,7 +78,7 @@ def test_nothing_is_loaded_from_elsewhere(page):
 def test_the_pictures_are_the_cached_ones_bit_for_bit(made, page):
     sources = re.findall(r'<img src="data:image/webp;base64,([^"]+)" width="128" height="128" alt="([^"]+)"', page)
     assert len(sources) == 2 * 5
-    pictures = {alt: images.decode_webp(b64decode(data)) for data, alt in sources}
+    pictures = {html.unescape(alt): images.decode_webp(b64decode(data)) for data, alt in sources}
     held_out = open_cache(made.path.parents[1] / "cache", "val")
     for item in (held_out[0], held_out[1]):
         name = item.meta["source"].removesuffix(".png")
@@ -117,6 +121,25 @@ def test_names_are_escaped_and_settings_differ_visibly(page):
     assert "<with>" not in page
     assert re.search(r"<code>loss\.lambda_max</code></th><td class=wrap>0\.0</td><td class=wrap>1\.0</td>", page)
     assert "started from scratch" in page
+
+
+def test_a_photo_that_is_named_like_an_element_stays_text(page):
+    elements = Elements(page).found
+    assert not [tag for tag, attributes in elements if "onerror" in attributes or attributes.get("src") == "x"]
+    assert page.count("<h3>&lt;img src=x onerror=alert(1)&gt;") == 2
+    assert sum(attributes.get("alt", "").startswith("<img src=x onerror=alert(1)>") for _, attributes in elements) == 10
+
+
+def test_where_all_photos_are_exact_the_page_says_so_instead_of_a_mean(made):
+    """As for flat pictures, which bicubic restores exactly: their psnr_y is infinite."""
+    found = made.evaluation
+    exact = {"psnr_y": tuple(score.id for score in found.candidates[0].images)}
+    report = replace(
+        made, evaluation=replace(found, candidates=tuple(replace(c, exact=exact) for c in found.candidates))
+    )
+    assert re.fullmatch(r"The distilled student: [\d.]+ times faster than its teacher", _headline(report))
+    assert _headline(replace(report, teacher_seconds=None)) == "The distilled student"
+    assert "left out of all its means" in _table_note(report)
 
 
 def test_without_a_gt_only_run_the_rest_stands(made, tmp_path):
@@ -169,3 +192,43 @@ def test_a_report_without_pyiqa_has_the_other_figures(made, monkeypatch, tmp_pat
     assert report.evaluation.metric_names == ["psnr_y", "ssim_y", "teacher_psnr_y"]
     assert "piqe is missing: pyiqa cannot be imported" in report.path.read_text()
     assert replace(report, teacher_seconds=None).ratio is None
+
+
+class TestWhatIsThere:
+    """Nothing that we did not make is replaced; all of it is found before the work, so a cache need not even exist."""
+
+    @pytest.mark.parametrize("name", ["photo.png", "report", "page.html.bak"])
+    def test_another_suffix_is_refused(self, tmp_path, name):
+        (tmp_path / name).write_bytes(b"mine")
+        with pytest.raises(UsageError, match=r"is no name for a report: expected \.html or \.htm"):
+            write_report(tmp_path / "cache", tmp_path / "run", tmp_path / name, overwrite=True)
+        assert (tmp_path / name).read_bytes() == b"mine"
+
+    def test_a_page_of_someone_else_is_never_replaced(self, tmp_path):
+        (tmp_path / "index.html").write_text("<!doctype html><title>My garden</title>")
+        for overwrite in (False, True):
+            with pytest.raises(DtkdError, match=r"index\.html exists and is not a report of ours"):
+                write_report(tmp_path / "cache", tmp_path / "run", tmp_path / "index.html", overwrite=overwrite)
+        (tmp_path / "folder.html").mkdir()
+        with pytest.raises(DtkdError, match=r"folder\.html is a folder"):
+            write_report(tmp_path / "cache", tmp_path / "run", tmp_path / "folder.html")
+
+    def test_an_earlier_report_is_replaced_when_asked(self, made):
+        folder, before = made.path.parents[1], made.path.read_bytes()
+        with pytest.raises(DtkdError, match=r"report\.html exists: pass --overwrite"):
+            write_report(folder / "cache", folder / "dtkd", made.path)
+        assert made.path.read_bytes() == before
+        try:
+            write_report(folder / "cache", folder / "dtkd", made.path, overwrite=True)
+            assert GT_ONLY not in made.path.read_text()
+        finally:
+            made.path.write_bytes(before)
+
+
+def test_a_student_of_another_cache_is_refused(made, tmp_path):
+    """Its training photos may be the ones that are held out here."""
+    folder = made.path.parents[1]
+    build_cache(str(make_corpus(tmp_path / "photos")), tmp_path / "cache", NoisyBicubic(), settings(hold_out=2, seed=1))
+    with pytest.raises(DtkdError, match=r"dtkd was not trained on the samples of .*cache: it may have seen the photos"):
+        write_report(tmp_path / "cache", folder / "dtkd", tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()

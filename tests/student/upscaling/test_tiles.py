@@ -3,7 +3,7 @@ import pytest
 from skimage import data
 
 from pipeline.system.errors import DtkdError
-from student.upscaling.tiles import Axis, Grid, cut, restore_in_tiles
+from student.upscaling.tiles import Axis, Tiling, cut, restore_in_tiles
 
 
 def nearest(scale: int):
@@ -42,13 +42,13 @@ def test_tiles_are_no_larger_than_needed():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_what_needs_no_neighbours_comes_out_exactly(shape, dtype, batch):
     pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
-    grid = Grid(cut(shape[0], 64, 16, 8), cut(shape[1], 64, 16, 8))
+    tiling = Tiling(cut(shape[0], 64, 16, 8), cut(shape[1], 64, 16, 8))
     finished = []
-    bands = list(restore_in_tiles(pixels, grid, 3, nearest(3), batch=batch, on_tiles=finished.append))
+    bands = list(restore_in_tiles(pixels, tiling, 3, nearest(3), batch=batch, on_tiles=finished.append))
     result = np.concatenate(bands)
     assert result.dtype == dtype and all(band.shape[0] <= 64 for band in bands)
     np.testing.assert_array_equal(result, pixels.repeat(3, 0).repeat(3, 1))
-    assert sum(finished) == grid.count and max(finished) <= batch
+    assert sum(finished) == tiling.count and max(finished) <= batch
 
 
 def test_a_filter_that_fits_into_the_discarded_border_equals_the_whole_picture():
@@ -59,8 +59,8 @@ def test_a_filter_that_fits_into_the_discarded_border_equals_the_whole_picture()
         return uniform_filter(tiles, size=(1, 1, 5, 5), mode="mirror")
 
     pixels = data.astronaut()[:203, :330]
-    grid = Grid(cut(203, 64, 16, 8), cut(330, 64, 16, 8))
-    tiled = np.concatenate(list(restore_in_tiles(pixels, grid, 1, blur)))
+    tiling = Tiling(cut(203, 64, 16, 8), cut(330, 64, 16, 8))
+    tiled = np.concatenate(list(restore_in_tiles(pixels, tiling, 1, blur)))
     whole_padded = np.pad(pixels, ((0, 5), (0, 6), (0, 0)), mode="reflect").transpose(2, 0, 1)[None] / np.float32(255)
     whole = np.rint(blur(whole_padded)[0].transpose(1, 2, 0)[:203, :330] * 255)
     difference = np.abs(tiled.astype(int) - whole.astype(int))

@@ -1,6 +1,7 @@
 import inspect
 import io
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,13 +15,16 @@ from PIL import ExifTags, Image, ImageCms
 from skimage import data
 from spandrel.architectures.Compact import Compact
 from swinir_oracle import SMALL, oracle, randomised
+from typer.testing import CliRunner
 
-from pipeline.system.errors import DtkdError
-from student import networks as network_module
+import cli
+from pipeline.filters import resize_bicubic
+from pipeline.system.errors import DtkdError, UsageError
+from student import networks
 from student.model import SwinIR, build
 from student.model.weight_files import save_student
 from student.networks import Network, load_network
-from student.upscaling.memory import plan_tiles
+from student.upscaling.memory import fit_into_memory
 from student.upscaling.png import Metadata
 from student.upscaling.reading import read_picture
 from student.upscaling.upscale import UpscaleSettings, upscale
@@ -160,10 +164,10 @@ def test_tiled_equals_whole_away_from_the_overlaps(tmp_path):
         done = upscale([str(tmp_path / "in.png")], tmp_path / f"{name}.png", network_, UpscaleSettings(tile=tile))
         assert not done.failed
     whole, tiled = (read_picture(tmp_path / f"{name}.png").pixels.astype(int) for name in ("whole", "tiled"))
-    grid = plan_tiles(network_, 200, 160, 128, 32).grid
-    assert grid.count == 4
+    tiling = fit_into_memory(network_, 200, 160, 128, 32).tiling
+    assert tiling.count == 4
     keep = np.ones(whole.shape[:2], bool)
-    for axis, mask in ((grid.rows, keep), (grid.columns, keep.T)):
+    for axis, mask in ((tiling.rows, keep), (tiling.columns, keep.T)):
         for start, end in zip(axis.starts[1:], [s + axis.tile for s in axis.starts], strict=False):
             mask[start * 4 : end * 4] = False
     difference = np.abs(whole - tiled).max(axis=2)
@@ -269,7 +273,6 @@ def test_patterns_and_several_inputs(tmp_path):
     "name, expected",
     [
         ("out.jpg", "JPEG holds no transparency"),
-        ("out.gif", "cannot write pictures as .gif"),
         ("out.webp", ""),
     ],
 )
@@ -279,6 +282,100 @@ def test_formats_that_cannot_hold_it_are_refused(tmp_path, name, expected):
     assert bool(result.failed) == bool(expected)
     if expected:
         assert expected in result.failed[0].reason and not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_not_cut_down_to_8(tmp_path, suffix, channels):
+    save_any(tmp_path / "in.png", noise(8, 8, channels, dtype=np.uint16))
+    result = upscale([str(tmp_path / "in.png")], tmp_path / f"out{suffix}", nearest())
+    assert f"{suffix} holds 8 bits a channel, and this picture has 16: write .png or .tif" in result.failed[0].reason
+    assert not (tmp_path / f"out{suffix}").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "message"),
+    [
+        (["a.png"], "out.gif", r"out\.gif is no name for a picture that can be written: expected \.png or"),
+        (["a.png", "b.png"], "o.png", r"o\.png is a picture's name, and there may be several results: name a folder"),
+        (["*.png"], "o.webp", r"o\.webp is a picture's name, and there may be several"),
+        (["."], "o.gif", r"o\.gif is a picture's name, and there may be several"),
+    ],
+)
+def test_the_name_of_the_output_is_checked_before_the_work(tmp_path, monkeypatch, inputs, output, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        save_any(Path(name), noise(8, 8, 3))
+    with pytest.raises(UsageError, match=message):
+        upscale(inputs, Path(output), nearest(), UpscaleSettings(overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_what_is_no_picture_takes_nobodys_name(tmp_path):
+    """The results of a.gif and a.jpg would be called as that of a.png is, and neither can be read."""
+    frames = [Image.fromarray(noise(8, 8, 3) // n) for n in (1, 2)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "a.jpg").write_text("words")
+    save_any(tmp_path / "a.png", noise(8, 8, 3))
+    result = upscale([str(tmp_path)], tmp_path / "out", nearest(), UpscaleSettings(suffix=".png"))
+    assert [written.source.name for written in result.written] == ["a.png"]
+    assert {refused.source.name for refused in result.failed} == {"a.gif", "a.jpg"}
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    result = upscale([str(tmp_path / "x.png")], tmp_path / "out.png", nearest())
+    assert result.failed[0].reason == "no regular file"
+    save_any(tmp_path / "in.png", noise(8, 8, 3))
+    assert len(upscale([str(tmp_path)], tmp_path / "out", nearest()).written) == 1
+    os.mkfifo(tmp_path / "out.png")
+    result = upscale([str(tmp_path / "in.png")], tmp_path / "out.png", nearest(), UpscaleSettings(overwrite=True))
+    assert "is no regular file" in result.failed[0].reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_half_a_picture(tmp_path, monkeypatch, number):
+    save_any(tmp_path / "in.png", noise(100, 60, 3))
+    before, whole = signal.getsignal(signal.SIGTERM), nearest()
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if list(tmp_path.glob(".out.png.*.tmp")):
+            os.kill(os.getpid(), number)
+        return whole.forward(x)
+
+    network = Network("nearest", 2, 8, "cpu", 1000, forward)
+    monkeypatch.setattr(networks, "load_network", lambda *_: network)
+    command = ["upscale", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--tile", "64"]
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        done = CliRunner().invoke(cli.app, command)
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
+    assert (done.exit_code, done.stderr.splitlines()[-1].partition(";")[0]) == (1, "dtkd: interrupted")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.png"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("scale", "channels"), [(1, 3), (2, 1), (2, 4), (3, 3), (4, 3)])
+def test_a_smaller_scale_reduces_the_networks_result(tmp_path, dtype, scale, channels):
+    pixels = noise(75, 61, channels, dtype=dtype)
+    save_any(tmp_path / "in.png", pixels)
+    settings = UpscaleSettings(tile=64, overlap=16, scale=scale)
+    result = upscale([str(tmp_path / "in.png")], tmp_path / "out.png", nearest(4), settings)
+    assert (result.written[0].width, result.written[0].height) == (61 * scale, 75 * scale)
+    whole = pixels.repeat(4, 0).repeat(4, 1).astype(np.float64)
+    expected = np.clip(np.rint(resize_bicubic(whole, 75 * scale, 61 * scale)), 0, np.iinfo(dtype).max)
+    written = read_picture(tmp_path / "out.png").pixels
+    assert written.dtype == dtype
+    np.testing.assert_array_equal(written, expected)
+
+
+@pytest.mark.parametrize("scale", [0, 5])
+def test_a_scale_that_the_network_does_not_reach_is_refused(tmp_path, scale):
+    save_any(tmp_path / "in.png", noise(8, 8, 3))
+    with pytest.raises(UsageError, match=f"scale must be 1 to 4, that of nearest, got {scale}"):
+        upscale([str(tmp_path / "in.png")], tmp_path / "out.png", nearest(4), UpscaleSettings(scale=scale))
 
 
 def test_webp_is_too_small_for_large_results(tmp_path):
@@ -340,7 +437,7 @@ def test_progress_counts_tiles_and_says_how_large_the_result_is(tmp_path):
 
 
 def test_shipped_students_are_found_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(network_module, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
     with pytest.raises(DtkdError, match=r"no student 'tiny-x4' is shipped \(there are: none\)"):
         load_network()
     save_student(build("tiny"), tmp_path / "tiny-x4.safetensors", {})
@@ -352,9 +449,7 @@ def test_shipped_students_are_found_by_name(tmp_path, monkeypatch):
 
 
 def test_the_command_takes_the_default_student():
-    import cli
-
-    assert inspect.signature(cli.upscale).parameters["checkpoint"].default == network_module.DEFAULT
+    assert inspect.signature(cli.upscale).parameters["checkpoint"].default == networks.DEFAULT
 
 
 def test_official_and_spandrel_files_load(tmp_path):
@@ -379,8 +474,8 @@ def test_tiles_shrink_with_the_memory(monkeypatch):
     network_ = Network("n", 4, 8, "cpu", 4000, lambda x: x)
     for free, expected in ((64e9, 512), (1e9, 192), (1e7, 64)):
         monkeypatch.setattr("student.upscaling.memory.free_memory", lambda device="cpu", free=free: int(free))
-        grid = plan_tiles(network_, 6000, 4000, None, 32).grid
-        assert grid.rows.tile <= expected and grid.rows.tile > expected // 2, (free, grid.rows.tile)
+        tiling = fit_into_memory(network_, 6000, 4000, None, 32).tiling
+        assert tiling.rows.tile <= expected and tiling.rows.tile > expected // 2, (free, tiling.rows.tile)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from teacher_cache.building.build import BuildSettings, build_cache, prepare, pr
 from teacher_cache.building.manifest import finalize
 from teacher_cache.building.samples import colour_drift
 from teacher_cache.building.verify import verify_cache
-from teacher_cache.teachers import ImportedTeacher
+from teacher_cache.teachers.imported import ImportedTeacher
 
 
 @pytest.fixture(scope="module")
@@ -290,14 +290,24 @@ def test_a_missing_or_wrong_imported_picture_is_an_error_of_its_samples(corpus, 
     )
 
 
-def test_drift_is_the_two_level_haar_low_band_against_lr():
-    """Against PyWavelets: LL2 of an orthonormal transform is four times the block mean."""
-    pywt = pytest.importorskip("pywt")
+def test_drift_is_the_shift_of_a_tiles_tone_and_not_its_noise():
     chance = np.random.default_rng(0)
-    teacher = chance.integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    lr = chance.integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    low = pywt.wavedec2(teacher.astype(float), "haar", level=2, axes=(0, 1))[0] / 4
-    assert colour_drift(teacher, lr) == pytest.approx(np.abs(low - lr).mean(), abs=1e-9)
+    gt = np.kron(chance.integers(40, 200, (8, 12, 3)), np.ones((4, 4, 1))).astype(np.uint8)  # (32, 48, 3)
+    noisy = (gt[::4, ::4] + chance.normal(0, 12, (8, 12, 3))).round().astype(np.uint8)
+    assert colour_drift(gt, gt[::4, ::4]) == 0
+    assert colour_drift(gt, noisy) < 3  # of noise whose mean size is 9.6
+    shifted = gt + np.array([9, 0, 3], np.uint8)
+    assert colour_drift(shifted, gt[::4, ::4]) == pytest.approx(4, abs=1e-9)
+
+
+@pytest.mark.parametrize(("shift", "warned"), [(0.0, False), (6 / 255, True)])
+def test_drift_is_told_only_where_it_is_seen(corpus, tmp_path, shift, warned):
+    class Shifted(NoisyBicubic):
+        def restore(self, lr, seeds):
+            return super().restore(lr, seeds) + shift
+
+    result = build_cache(str(corpus), tmp_path, Shifted(), settings(kind="real"))
+    assert any("shifts the tone" in warning for warning in result.warnings) == warned
 
 
 def test_paired_corpora_are_read_and_not_degraded(corpus, tmp_path):
@@ -315,10 +325,10 @@ def test_paired_corpora_are_read_and_not_degraded(corpus, tmp_path):
 
 
 def test_the_seed_of_a_sample_decides_its_degradation(cache, corpus):
-    """A cached LR image is what `crops.cut_pair` makes of the photo alone, without any cache."""
+    """A cached LR image is what `crops.cut_tile` makes of the photo alone, without any cache."""
     meta, pictures = next(samples(cache))
     hr = images.load_rgb(corpus / meta["source"])
     box = {name: meta[name] for name in ("source", "x", "y", "width", "height", "split")}
-    pair = crops.cut_pair(hr, None, crops.Tile(**box), Degradation("bicubic", 4), 0)
+    pair = crops.cut_tile(hr, None, crops.Tile(**box), Degradation("bicubic", 4), 0)
     assert pair.key == meta["key"]
     assert np.array_equal(pair.lr, pictures["lr"])

@@ -12,8 +12,9 @@ from cache_support import NoisyBicubic, make_corpus, messages, records, samples,
 
 from pipeline import images, schema, shards
 from pipeline.system.errors import DtkdError
+from pipeline.teacher import Place
 from teacher_cache.building.build import build_cache
-from teacher_cache.building.samples import restore
+from teacher_cache.building.samples import Request, restore
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +133,12 @@ class Bad(NoisyBicubic):
         return out
 
 
+def requests(lrs):
+    return [Request(lr, 1 + n, Place("photo", 32, 32, 0, 0, 32, 32)) for n, lr in enumerate(lrs)]
+
+
 def test_nan_is_an_error_of_its_picture_only():
-    lrs = [np.zeros((8, 8, 3), np.uint8)] * 3
-    first, *others = restore(Bad(float("nan")), lrs, [1, 2, 3], 4)
+    first, *others = restore(Bad(float("nan")), requests([np.zeros((8, 8, 3), np.uint8)] * 3), 4)
     assert isinstance(first, schema.SampleError)
     assert first.type == "NotFinite"
     assert all(isinstance(image, np.ndarray) for image in others)
@@ -150,9 +154,9 @@ def test_a_batch_is_always_full():
             return super().restore(lr, seeds)
 
     chance = np.random.default_rng(0)
-    lrs = [chance.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(3)]
-    together = restore(Watched(), lrs, [1, 2, 3], 4)
-    alone = [restore(Watched(), [lr], [seed], 4)[0] for lr, seed in zip(lrs, [1, 2, 3], strict=True)]
+    asked = requests([chance.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(3)])
+    together = restore(Watched(), asked, 4)
+    alone = [restore(Watched(), [request], 4)[0] for request in asked]
     assert seen == [((4, 3, 8, 8), 4)] * 4
     for a, b in zip(together, alone, strict=True):
         assert np.array_equal(a, b)

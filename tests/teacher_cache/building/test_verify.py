@@ -9,9 +9,8 @@ from pipeline import shards
 from pipeline.system.errors import DtkdError
 from teacher_cache.building import crops
 from teacher_cache.building.build import build_cache
-from teacher_cache.building.plan import Plan
 from teacher_cache.building.verify import verify_cache
-from teacher_cache.teachers import ImportedTeacher
+from teacher_cache.teachers.imported import ImportedTeacher
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +90,13 @@ def test_every_kind_of_damage_names_its_shard_and_is_repaired(corpus, sound, cac
 
 def test_a_sample_that_was_made_wrong_is_made_anew_by_a_repair(corpus, sound, tmp_path, monkeypatch):
     """Its bytes are those of the records, so that only a look at the pictures tells."""
-    right, cache = crops.cut_pair, tmp_path / "cache"
+    right, cache = crops.cut_tile, tmp_path / "cache"
 
     def wrong(hr, lr, tile, *args):
         pair = right(hr, lr, tile, *args)
         return pair._replace(around=pair.around[::-1]) if tile.x and tile.y else pair
 
-    monkeypatch.setattr(crops, "cut_pair", wrong)
+    monkeypatch.setattr(crops, "cut_tile", wrong)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     monkeypatch.undo()
     result = verify_cache(cache, repair=True)
@@ -114,12 +113,6 @@ def test_a_copy_without_empty_folders_can_be_repaired(corpus, sound, cache):
     assert verify_cache(cache, repair=True).repaired == ("shard-00000001",)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     assert tars(cache) == tars(sound)
-
-
-def test_an_older_plan_has_no_context(cache):
-    plan = json.loads((cache / "plan.json").read_text())
-    del plan["context"]
-    assert Plan.from_json(plan).context == 0
 
 
 def test_repair_calls_the_teacher_for_the_damaged_micro_batch_only(corpus, sound, cache):
@@ -179,7 +172,7 @@ def test_recomputing_needs_the_same_teacher(cache, tmp_path):
     with pytest.raises(DtkdError, match=r"teacher\.noise: 0\.05 -> 0\.1"):
         verify_cache(cache, recompute=1, teacher=NoisyBicubic(noise=0.1))
     shutil.copytree(make_corpus(tmp_path / "made"), tmp_path / "pictures")
-    with pytest.raises(DtkdError, match="cannot be recomputed"):
+    with pytest.raises(DtkdError, match="not the teacher that made the cache"):
         verify_cache(cache, recompute=1, teacher=ImportedTeacher(tmp_path / "pictures", 4))
 
 

@@ -3,25 +3,26 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline.system.errors import DtkdError
+from pipeline.training.checkpoint import newest
 from student import checkpoint
-from student.checkpoint import TrainState
 from student.loss import GroupWeights
 from student.model import ModelSettings
-from student.training import run
+from student.training.run import save_run
 from student.training.settings import RunSettings, TrainSettings
+from student.training.state import TrainState, read_state, restore, save_training
+from student.training.state import new_training as new_training_of
 
 SETTINGS = RunSettings(TrainSettings(lr=1e-2), ModelSettings("tiny"))
 
 
 def new_training(seed: int = 0):
-    settings = replace(SETTINGS, train=replace(SETTINGS.train, seed=seed))
-    return run.new_training(settings, torch.device("cpu"))
+    torch.manual_seed(seed)
+    return new_training_of(SETTINGS.model.build(), SETTINGS.train, torch.device("cpu"))
 
 
 def step(training) -> None:
@@ -32,7 +33,12 @@ def step(training) -> None:
 
 def state_at(number: int) -> TrainState:
     return TrainState(
-        {"a": 1}, "cache", GroupWeights(0.1, 0.2, 0.3, 2, "haar"), step=number, sums=[0.1, 1 / 3], summed=2
+        settings={"a": 1},
+        data="cache",
+        weights=GroupWeights(0.1, 0.2, 0.3, 2, "haar"),
+        step=number,
+        sums={"total": 0.1, "l1": 1 / 3},
+        summed=2,
     )
 
 
@@ -50,14 +56,14 @@ def assert_same_tensors(one, other) -> None:
 
 
 def test_restored_run_takes_the_same_next_step(trained, tmp_path):
-    path = checkpoint.save_training(tmp_path, trained, state_at(1), keep=2)
+    path = save_training(tmp_path, trained, state_at(1), keep=2)
     other = new_training(seed=9)
-    checkpoint.restore(path, other)
-    assert checkpoint.read_state(path) == state_at(1)
+    restore(path, other)
+    assert read_state(path) == state_at(1)
     assert_same_tensors(other.ema.state_dict(), trained.ema.state_dict())
     before = {k: v.clone() for k, v in trained.student.state_dict().items()}
     continued = new_training(seed=5)
-    checkpoint.restore(path, continued)
+    restore(path, continued)
     for training in (other, continued):
         step(training)
     assert_same_tensors(other.student.state_dict(), continued.student.state_dict())
@@ -68,68 +74,77 @@ def test_restored_run_takes_the_same_next_step(trained, tmp_path):
 
 
 def test_a_run_without_a_good_step_yet_can_be_saved(tmp_path):
-    path = checkpoint.save_training(tmp_path, new_training(), state_at(1), keep=2)
+    path = save_training(tmp_path, new_training(), state_at(1), keep=2)
     other = new_training(seed=9)
-    checkpoint.restore(path, other)
+    restore(path, other)
     assert other.optimizer.state_dict()["state"] == {}
 
 
 def test_weights_in_a_checkpoint_are_students(trained, tmp_path):
-    path = checkpoint.save_training(tmp_path, trained, state_at(1), keep=2)
+    path = save_training(tmp_path, trained, state_at(1), keep=2)
     assert_same_tensors(checkpoint.load(path / "ema.safetensors").state_dict(), trained.ema.state_dict())
+
+
+def test_a_run_folder_and_a_shipped_name_stand_for_their_students(trained, tmp_path):
+    checkpoint.save(trained.ema, tmp_path / "student.safetensors", {})
+    for key, value in checkpoint.load(tmp_path).state_dict().items():
+        assert torch.equal(value, trained.ema.state_dict()[key])
+    assert checkpoint.load("tiny-x4").preset == "tiny"
+    with pytest.raises(DtkdError, match="a run that has saved once"):
+        checkpoint.load(tmp_path.parent)
 
 
 def test_the_newest_are_kept(trained, tmp_path):
     for number in (5, 10, 15, 100):
-        checkpoint.save_training(tmp_path, trained, state_at(number), keep=2)
+        save_training(tmp_path, trained, state_at(number), keep=2)
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000015", "step-00000100"]
-    assert checkpoint.newest(tmp_path).name == "step-00000100"
-    assert checkpoint.newest(tmp_path / "absent") is None
+    assert newest(tmp_path).name == "step-00000100"
+    assert newest(tmp_path / "absent") is None
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 def test_the_old_one_stays_until_the_new_one_is_whole(trained, tmp_path, monkeypatch, call):
-    checkpoint.save_training(tmp_path, trained, state_at(1), keep=1)
+    save_training(tmp_path, trained, state_at(1), keep=1)
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, call, fail)
     with pytest.raises(DtkdError, match=r"No space left on device.*the checkpoint before"):
-        run.save(tmp_path, trained, state_at(2), keep=1)
+        save_run(tmp_path, trained, state_at(2), keep=1)
     monkeypatch.undo()
-    newest = checkpoint.newest(tmp_path)
-    assert checkpoint.read_state(newest).step == 1
-    checkpoint.restore(newest, new_training())
-    checkpoint.save_training(tmp_path, trained, state_at(3), keep=1)
+    latest = newest(tmp_path)
+    assert read_state(latest).step == 1
+    restore(latest, new_training())
+    save_training(tmp_path, trained, state_at(3), keep=1)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]  # no half-written one left
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_checkpoint_is_refused_by_name(trained, tmp_path, name, damage):
-    path = checkpoint.save_training(tmp_path, trained, state_at(1), keep=2)
+    path = save_training(tmp_path, trained, state_at(1), keep=2)
     data = (path / name).read_bytes()
     (path / name).unlink()
     if damage == "cut":
         (path / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(DtkdError, match="step-00000001") as caught:
-        checkpoint.read_state(path)
-        checkpoint.restore(path, new_training())
+        read_state(path)
+        restore(path, new_training())
     assert "\n" not in str(caught.value)
 
 
 def test_another_format_is_refused(trained, tmp_path):
-    path = checkpoint.save_training(tmp_path, trained, state_at(1), keep=2)
+    path = save_training(tmp_path, trained, state_at(1), keep=2)
     state = json.loads((path / "state.json").read_text())
-    for changed in ({**state, "format": 2}, {**state, "more": 1}, {"format": 1}, []):
+    for changed in ({**state, "format": 1}, {**state, "more": 1}, {"format": 2}, []):
         (path / "state.json").write_text(json.dumps(changed))
         with pytest.raises(DtkdError, match="step-00000001"):
-            checkpoint.read_state(path)
+            read_state(path)
 
 
 def test_weights_of_another_network_are_refused(trained, tmp_path):
-    path = checkpoint.save_training(tmp_path, trained, state_at(1), keep=2)
+    path = save_training(tmp_path, trained, state_at(1), keep=2)
     shutil.copy(path / "optimizer.safetensors", path / "model.safetensors")
     with pytest.raises(DtkdError, match=r"model\.safetensors"):
-        checkpoint.restore(path, new_training())
+        restore(path, new_training())

@@ -60,7 +60,7 @@ def test_wrong_usage():
     assert run("shards").exit_code == 2
     assert run("student", "--rounds", "0").exit_code == 2
     done = run("student", "--preset", "huge")
-    assert done.exit_code == 1 and "no preset" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 2 and "no preset" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_teacher_that_fails_is_told_of():

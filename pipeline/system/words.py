@@ -1,0 +1,22 @@
+"""Words and numbers as people read them."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """The known word that was probably meant, capital or small; None where none is alike (`cutoff` 0: never)."""
+    lowered = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=cutoff)
+    return lowered[near[0]] if near else None
+
+
+def decibels(psnr: float) -> str:
+    """`28.53 dB`; between equal pictures psnr is infinite."""
+    return f"{psnr:.2f} dB" if math.isfinite(psnr) else "infinite (equal pictures)"

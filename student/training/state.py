@@ -1,0 +1,86 @@
+"""What a student's run carries from step to step, and its checkpoints (`pipeline.training.checkpoint`).
+
+model.safetensors and ema.safetensors of a checkpoint are students: `student.checkpoint.load` takes them.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.training import checkpoint
+from pipeline.training.state import RunState
+from student.checkpoint import load, save
+from student.loss import GroupWeights
+from student.model import SwinIR
+from student.training.settings import TrainSettings
+
+KIND = "train-student"
+
+
+@dataclass(kw_only=True)
+class TrainState(RunState):
+    """Everything a run remembers beside its tensors; `data` is `CacheDataset.fingerprint`."""
+
+    weights: GroupWeights
+    """Group weights as scaled on the cache when the run began."""
+    best_psnr_y: float | None = None
+    """Best validation result, dB."""
+    best_step: int | None = None
+    """Where that was."""
+
+
+class Training(NamedTuple):
+    """The tensors of a run."""
+
+    student: SwinIR
+    ema: SwinIR
+    optimizer: torch.optim.Optimizer
+
+
+def new_training(student: SwinIR, t: TrainSettings, device: torch.device) -> Training:
+    """Tensors of a run that starts from this network."""
+    student.to(device).train()
+    ema = copy.deepcopy(student).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=t.lr, betas=(0.9, 0.99), weight_decay=t.weight_decay)
+    return Training(student, ema, optimizer)
+
+
+def save_training(run: Path, training: Training, state: TrainState, keep: int) -> Path:
+    """Write the checkpoint of `state.step`, then delete all but the `keep` newest ones."""
+
+    def fill(folder: Path) -> None:
+        save(training.student, folder / "model.safetensors", {"step": state.step})
+        save(training.ema, folder / "ema.safetensors", {"step": state.step})
+        moments = checkpoint.optimizer_tensors(training.optimizer, training.student.named_parameters())
+        checkpoint.write_tensors(folder / "optimizer.safetensors", moments)
+        checkpoint.write_state(folder, KIND, state)
+
+    return checkpoint.write_checkpoint(run, state.step, fill, keep)
+
+
+def read_state(folder: Path) -> TrainState:
+    """State of a checkpoint.
+
+    Raises:
+        DtkdError: it is missing, damaged, or of another format.
+    """
+
+    def build(data: dict[str, Any]) -> TrainState:
+        return TrainState(**{**data, "weights": GroupWeights(*data["weights"])})
+
+    return checkpoint.read_state(folder, build)
+
+
+def restore(folder: Path, training: Training) -> None:
+    """Load the tensors of a checkpoint.
+
+    Raises:
+        DtkdError: a file is missing or damaged, or does not fit the network.
+    """
+    training.student.load_state_dict(load(folder / "model.safetensors").state_dict())
+    training.ema.load_state_dict(load(folder / "ema.safetensors").state_dict())
+    moments = checkpoint.read_tensors(folder / "optimizer.safetensors")
+    checkpoint.restore_optimizer(training.optimizer, training.student.named_parameters(), moments)

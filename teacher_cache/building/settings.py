@@ -1,0 +1,62 @@
+"""What stage one makes, and how a process works on it."""
+
+import math
+from dataclasses import dataclass, field
+
+from pipeline.degradation import Degradation
+from pipeline.system.errors import UsageError
+from teacher_cache.building.crops import MOST_CONTEXT
+from teacher_cache.building.lease import TTL
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """What stage one makes (first block, fixed for a cache) and how this process works (second block)."""
+
+    tile: int = 256
+    """Side of a training tile, HR pixels."""
+    degradation: Degradation = field(default_factory=Degradation)
+    """How LR images are made."""
+    seed: int = 0
+    """Run seed; the seeds of every sample follow from it and the sample's key."""
+    limit: int | None = None
+    """Use this many photos at most, chosen by a hash of their names (not the first ones of the first folder)."""
+    hold_out: int = 2
+    """Photos that are kept out of training, one large crop of each in the `val` shards."""
+    samples_per_shard: int = 64
+    """Samples in a shard: the unit of work, and of loss when a disk is damaged."""
+    micro_batch: int = 4
+    """Training tiles that the teacher gets at once (held-out crops go one by one)."""
+    context: int = 4
+    """LR pixels around a tile that the teacher sees as well, so that its picture is as good at the border as inside;
+    without effect on imported pictures."""
+
+    max_failure_fraction: float = 0.1
+    """Share of samples that may fail before the run stops."""
+    retry_errors: bool = False
+    """Make finished shards with failed samples again, keeping the good samples."""
+    wait: bool = True
+    """Wait for shards that other processes are working on, to take over when one of them dies."""
+    lease_seconds: float = TTL
+    """Take over a shard whose process on another machine gave no sign for so long."""
+
+    def __post_init__(self) -> None:
+        """Check ranges, and that a tile suits the scale and a two-level wavelet transform."""
+        multiple = math.lcm(8, self.degradation.scale)
+        if self.tile < multiple or self.tile % multiple:
+            raise UsageError(
+                f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
+            )
+        for name in ("samples_per_shard", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit must be at least 1, got {self.limit}")
+        if self.hold_out < 0:
+            raise UsageError(f"hold_out must be 0 or more, got {self.hold_out}")
+        if not 0 <= self.context <= MOST_CONTEXT:
+            raise UsageError(f"context must be within 0..{MOST_CONTEXT} LR pixels, got {self.context}")
+        if not 0 <= self.max_failure_fraction <= 1:
+            raise UsageError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
+        if self.lease_seconds <= 0:
+            raise UsageError(f"lease_seconds must be above 0, got {self.lease_seconds}")

@@ -1,0 +1,117 @@
+"""What stage one is about to do: photos, tiles, what is done already; known and checked before a teacher is loaded."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import corpus as corpora
+from pipeline.corpus import Skipped
+from pipeline.schema import ShardRecord
+from pipeline.shards import done_path
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import read_json
+from pipeline.system.progress import ProgressEvent, clock_text
+from teacher_cache.building.frozen import check_layout
+from teacher_cache.building.plan import Layout, lay_out
+from teacher_cache.building.settings import BuildSettings
+
+_OURS = re.compile(r"done|leases|parts|manifest\.json|plan\.json")
+_SHARD = re.compile(r"((?:shard|val)-\d{8})\.tar")
+_NAMED = 20  # skipped photos that `Survey.lines` names
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A cache before the work on it."""
+
+    cache: Path
+    settings: BuildSettings
+    layout: Layout
+    held_out: int
+    """Photos, of those that are used."""
+    planned: int
+    """Samples."""
+    done: int
+    """Samples of shards that are finished already."""
+    seconds_left: float | None
+    """For one process at the pace of the finished shards; None while there is none to go by."""
+
+    @property
+    def photos(self) -> int:
+        """Photos that are used."""
+        return len(self.layout.sources)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Files that cannot be used."""
+        return self.layout.corpus.skipped
+
+    def begin(self) -> ProgressEvent:
+        """The first event of the work, which tells what will be done."""
+        return ProgressEvent(self.done, self.planned, "tiles", summary="\n".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """The survey as text: a line for each skipped file, then one for the work."""
+        lines = [f"skipped {item.id}: {item.reason}" for item in self.skipped[:_NAMED]]
+        if len(self.skipped) > _NAMED:
+            lines.append(f"and {len(self.skipped) - _NAMED} more skipped files")
+        left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
+        work = f"{self.photos} photos ({self.held_out} held out){left_out}: {self.planned} tiles"
+        if self.done:
+            work += f", {self.done} done already"
+        if self.seconds_left:
+            work += f"; about {clock_text(self.seconds_left)} left at the pace so far"
+        return [*lines, work]
+
+
+def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None = None) -> Survey:
+    """Look at a corpus and at the cache that is to be made of it, or gone on with; nothing is written.
+
+    Args:
+        corpus: folder of photos, or `sample` (see `pipeline.corpus.scan`).
+        cache: folder of the cache; new, empty, or begun with the same corpus and settings.
+        settings: what to make and how; defaults where None.
+
+    Raises:
+        DtkdError: no usable photo, or a folder that is no such cache.
+    """
+    cache, settings = Path(cache), settings or BuildSettings()
+    degradation = settings.degradation
+    paired = degradation.kind == "paired"
+    found = corpora.scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
+    layout = lay_out(found, settings)
+    refuse_strangers(cache)
+    check_layout(cache, layout)
+    planned = sum(len(shard.samples) for shard in layout.shards)
+    records = [record for shard in layout.shards if (record := _record(cache, shard.name))]
+    done, seconds = sum(len(record.samples) for record in records), sum(record.seconds for record in records)
+    left = seconds / done * (planned - done) if done else None
+    return Survey(cache, settings, layout, settings.hold_out, planned, done, left)
+
+
+def refuse_strangers(cache: Path) -> None:
+    """Check that the folder, if it is there, holds nothing but a cache.
+
+    Raises:
+        DtkdError: it holds other files.
+    """
+    if not cache.is_dir() or (cache / "plan.json").exists():
+        return
+    strange = sorted(path.name for path in cache.iterdir() if not path.name.startswith(".") and not _is_ours(path))
+    if strange and not (cache / "plan.json").exists():  # looked again: another process may have begun the cache
+        raise DtkdError(f"{cache} holds other files ({', '.join(strange[:3])}): give a new or an empty folder")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a cache that lost its plan.json would have this file; a tar counts by its done record."""
+    shard = _SHARD.fullmatch(path.name)
+    return bool(_OURS.fullmatch(path.name)) or bool(shard and done_path(path.parent, shard[1]).exists())
+
+
+def _record(cache: Path, name: str) -> ShardRecord | None:
+    """The done record as far as it tells of time; whether its shard is sound, the work itself finds out."""
+    try:
+        return ShardRecord.from_json(read_json(done_path(cache, name)))
+    except (DtkdError, FileNotFoundError, NotADirectoryError):
+        return None

@@ -1,0 +1,78 @@
+"""Which teachers there are, by name. Their modules are imported when one of them is asked for."""
+
+from pipeline.system import torchvision_guard
+from pipeline.system.device import keep_freed_memory
+from pipeline.system.errors import UsageError
+from pipeline.teacher import Teacher
+from teacher_cache.teachers.diffusers_teacher import Dtype
+from teacher_cache.teachers.embedded import find_home, load_embedded
+
+PYTHON = "python:"
+"""How the name of a teacher begins that is somebody's code."""
+
+
+def load(
+    name: str,
+    *,
+    scale: int = 4,
+    steps: int | None = None,
+    device: str = "cpu",
+    dtype: Dtype | None = None,
+) -> Teacher:
+    """Load a teacher by name.
+
+    A name that was read from a file goes through `teacher_cache.building.verify.load_teacher`: `python:` runs code.
+
+    Args:
+        name: `embedded`, `embedded-bicubic`, FOLDER (of `dtkd train-teacher`), `ldm`, `ldm:ID_OR_FOLDER`, `sd-x4`,
+            `sd-x4:ID_OR_FOLDER`, `import:FOLDER` or `python:FILE_OR_MODULE:FACTORY`.
+        scale: the scale that is asked for.
+        steps: network evaluations an image; None takes the teacher's own default.
+        device: torch device.
+        dtype: weights' precision; None takes the teacher's own: fp32, but bf16 for `sd-x4` on a GPU.
+
+    Raises:
+        UsageError: unknown name, steps that it cannot take, or another scale.
+        DtkdError: nothing usable there.
+    """
+    if steps is not None and steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
+    torchvision_guard.apply()
+    if device == "cpu":
+        keep_freed_memory()
+    teacher = _load(name, scale, steps, device, dtype)
+    if teacher.scale != scale:
+        raise UsageError(f"the teacher {name} is made for scale {teacher.scale}, got --scale {scale}")
+    return teacher
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no teacher can have, without loading anything.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    kind, colon, _ = name.partition(":")
+    if not (colon and kind in ("import", "python", "ldm", "sd-x4")) and kind not in ("ldm", "sd-x4"):
+        find_home(name)
+
+
+def _load(name: str, scale: int, steps: int | None, device: str, dtype: Dtype | None) -> Teacher:
+    kind, _, where = name.partition(":")
+    if kind == "import":
+        from teacher_cache.teachers.imported import ImportedTeacher
+
+        return ImportedTeacher(where, scale)
+    if name.startswith(PYTHON):
+        from teacher_cache.teachers.plug import PluggedTeacher
+
+        return PluggedTeacher(name, scale, steps, device, dtype)
+    if kind == "ldm":
+        from teacher_cache.teachers.ldm import load_ldm
+
+        return load_ldm(name, where, steps, device, dtype)
+    if kind == "sd-x4":
+        from teacher_cache.teachers.sd_x4 import load_sd_x4
+
+        return load_sd_x4(name, where, steps, device, dtype)
+    return load_embedded(name, steps, device, dtype)

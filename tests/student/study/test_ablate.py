@@ -1,0 +1,76 @@
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data as photos
+from tiny_cache import write_cache
+
+from student.study.ablate import ablate, cost_lines, step_seconds, trials
+from student.study.ablation_plots import ablation_svg
+from student.study.grids import GT_ONLY, Arm, Grid
+
+BASE = ["model.preset=tiny", "train.steps=2", "train.batch_size=2", "train.patch=8", "data.workers=0"]
+GRID = Grid("two", (GT_ONLY, Arm("strong", ("loss.lambda_max=50", "loss.schedule=constant"))))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ablation")
+    cache = write_cache(folder / "cache")
+    (folder / "set" / "HR").mkdir(parents=True)
+    for name in ("astronaut", "coffee", "chelsea"):
+        Image.fromarray(getattr(photos, name)()[100:164, 100:164]).save(folder / "set" / "HR" / f"{name}.png")
+    planned = trials(GRID, BASE, None, seeds=2)
+    found = ablate(cache, folder / "out", GRID, planned, folder / "set", ("psnr_y", "ssim_y"))
+    return folder, cache, planned, found
+
+
+def test_differences_are_those_of_the_runs_image_by_image(made):
+    folder, _, _, found = made
+    scores = json.loads((folder / "out" / "evaluation" / "metrics.json").read_text())
+    by_name = {row["name"]: {image["id"]: image for image in row["images"]} for row in scores["candidates"]}
+    pairs = [
+        (f"strong-seed{s}", f"gt-only-seed{s}", image) for s in (0, 1) for image in ("astronaut", "coffee", "chelsea")
+    ]
+    expected = np.mean([by_name[a][i]["psnr_y"] - by_name[b][i]["psnr_y"] for a, b, i in pairs])
+    (strong,) = (c for c in found.comparisons if c.arm == "strong" and c.metric == "psnr_y")
+    assert strong.difference.value == pytest.approx(expected)
+    assert strong.difference.low <= strong.difference.value <= strong.difference.high
+    (baseline,) = (c for c in found.comparisons if c.arm == "gt-only" and c.metric == "psnr_y")
+    assert baseline.difference is None and baseline.verdict == "baseline"
+    assert (found.images, found.seeds, found.baseline) == (3, 2, "gt-only")
+
+
+def test_what_is_written(made):
+    folder, _, _, found = made
+    stored = json.loads((folder / "out" / "ablation.json").read_text())
+    assert stored["changes"]["strong"] == ["loss.lambda_max=50", "loss.schedule=constant"]
+    assert stored["environment"]["torch"]
+    table = (folder / "out" / "ablation.md").read_text()
+    assert "| strong |" in table and "take it as a hint" in table
+    assert ElementTree.fromstring(ablation_svg(found)).tag.endswith("svg")
+
+
+def test_arms_share_order_and_initial_weights_and_a_second_call_trains_nothing(made):
+    folder, cache, planned, found = made
+    logs = {path: path.read_bytes() for path in (folder / "out").glob("*-seed*/log.jsonl")}
+    assert len(logs) == 4
+    again = ablate(cache, folder / "out", GRID, planned, folder / "set", ("psnr_y", "ssim_y"))
+    assert again.comparisons == found.comparisons
+    assert {path: path.read_bytes() for path in logs} == logs
+    first = {name: next(iter(_rows(folder / "out" / f"{name}-seed0"))) for name in ("gt-only", "strong")}
+    assert first["gt-only"]["l1"] != 0
+
+
+def _rows(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_cost_is_told_before(made):
+    _, cache, planned, _ = made
+    seconds = step_seconds(cache, planned[0].settings)
+    assert seconds > 0
+    (line,) = cost_lines(planned, 0.5)
+    assert line.startswith("2 arms x 2 seeds: 8 steps of 0.50 s, about 4 s in one process on a CPU")

@@ -1,0 +1,59 @@
+import pytest
+
+from pipeline import config
+from pipeline.system.errors import DtkdError
+from student.study.grids import GRIDS, Arm, Grid, find_grid, read_grid
+from student.training.settings import RunSettings
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_arm_of_every_grid_has_settings_that_can_be(name):
+    for arm in GRIDS[name].arms:
+        settings = config.load(RunSettings, None, list(arm.changes))
+        assert (settings.loss.lambda_max == 0) == (arm.name == "gt-only")
+
+
+def test_joined_grids_share_their_arms_once():
+    joined = find_grid("levels, energy")
+    assert [arm.name for arm in joined.arms][:2] == ["gt-only", "levels-0"]
+    assert len(joined.arms) == len(GRIDS["levels"].arms) + len(GRIDS["energy"].arms) - 1
+    with pytest.raises(DtkdError, match="no grid 'bands': expected levels, weights"):
+        find_grid("levels,bands")
+
+
+def test_a_grid_of_ones_own(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'baseline = "plain"\n[arms.energy]\n"loss.energy" = 4\ncache = "runs/one-step"\n'
+        '[arms.plain]\n"loss.weights" = [1, 2, 3]\n'
+    )
+    grid = find_grid(str(path))
+    assert grid.name == "mine"
+    assert [(arm.name, arm.changes) for arm in grid.arms] == [
+        ("plain", ("loss.weights=1,2,3",)), ("energy", ("loss.energy=4",)),
+    ]  # fmt: skip
+    assert str(grid.arms[1].cache) == "runs/one-step"
+    assert config.load(RunSettings, None, list(grid.arms[0].changes)).loss.weights == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = [", "is not valid TOML"),
+        ("arms = 3", "must hold a table for each arm"),
+        ('[arms.one]\n"loss.energy" = 1', "needs two arms or more"),
+        ('baseline = "c"\n[arms.a]\n[arms.b]', "baseline = 'c' is none of the arms a, b"),
+    ],
+)
+def test_files_that_are_no_grid(tmp_path, text, message):
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    with pytest.raises(DtkdError, match=message):
+        read_grid(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DtkdError, match=r"cannot read the grid .*none\.toml: No such file"):
+        find_grid(str(tmp_path / "none.toml"))
+    with pytest.raises(DtkdError, match="each with a name of its own, got a, a"):
+        Grid("twice", (Arm("a"), Arm("a")))
