@@ -112,9 +112,7 @@ def backward_chunks(
     return grad_tiles, *sums.gradients(weights)
 
 
-def _mlp_backward(
-    g: Tensor, mlp: MlpBranch, x: Tensor, matrices: _Matrices, sums: _Sums, scale: Tensor | None
-) -> None:
+def _mlp_backward(g: Tensor, mlp: MlpBranch, x: Tensor, matrices: _Matrices, sums: _Sums, scale: Tensor | None) -> None:
     """In place: from the gradient g of x + MLP(x) to that of x; adds to the sums of the weights' gradients."""
     outer = g if scale is None else g * scale
     sums.fc2_bias.add_(outer.sum((0, 1)))

@@ -1,6 +1,7 @@
 """Chunks of windows that go through a block of SwinIR together: which they are, and the weights that they meet.
 
-N = w * w tokens of a window, n windows of a chunk, C channels, h heads, M hidden channels of the MLP, K kinds of window.
+N = w * w tokens of a window, n windows of a chunk, C channels, h heads, M hidden channels of the MLP, K kinds of
+window.
 """
 
 from collections.abc import Iterator

@@ -50,9 +50,7 @@ class _Sums(NamedTuple):
         heads = w.bias.shape[1]
         qkv, qkv_bias = _by_kind(self.qkv.sum(0), heads), _by_kind(self.qkv_bias, heads)
         qkv, norm1_weight, norm1_bias = unfold_norm(qkv, qkv_bias, w.qkv_weight, w.norm1_weight, w.norm1_bias)
-        fc1, norm2_weight, norm2_bias = unfold_norm(
-            self.fc1, self.fc1_bias, w.fc1_weight, w.norm2_weight, w.norm2_bias
-        )
+        fc1, norm2_weight, norm2_bias = unfold_norm(self.fc1, self.fc1_bias, w.fc1_weight, w.norm2_weight, w.norm2_bias)
         return BlockWeights(
             norm1_weight=norm1_weight,
             norm1_bias=norm1_bias,

@@ -16,15 +16,15 @@ Three things make this several times faster than whole-image operators, at the s
 Both passes exist twice: in float32, equal to whole-image operators, and with bfloat16 products, for autocast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from student.model.cpu import bf16_backward, bf16_forward, fp32_backward, fp32_forward
-from student.model.cpu.chunks import BatchWindows, BlockWeights, scatter
+from student.model.cpu.chunks import BatchWindows, BlockWeights, Chunk, scatter
 from student.model.windows import attention_mask, is_traced, relative_position_index
 
 
@@ -143,17 +143,22 @@ def _run(
     tiles: Tensor, out: Tensor, weights: BlockWeights, windows: BatchWindows, scales: Tensor | None, bf16: bool
 ) -> Tensor:
     """Without autograd, into `out`, which may be the tiles themselves."""
-    for chunk, activations in _forward(bf16)(tiles, weights, windows, scales):
+    for chunk, activations in _passes(bf16).forward(tiles, weights, windows, scales):
         scatter(out, chunk, activations.out)
     return out
 
 
-def _forward(bf16: bool):  # noqa: ANN202
-    return bf16_forward.forward_chunks if bf16 else fp32_forward.forward_chunks
+class _Passes(NamedTuple):
+    """The two passes of a precision; what the forward pass yields of a chunk is for its own backward pass alone."""
+
+    forward: Callable[..., Iterator[tuple[Chunk, Any]]]
+    backward: Callable[..., tuple[Tensor, ...]]
 
 
-def _backward(bf16: bool):  # noqa: ANN202
-    return bf16_backward.backward_chunks if bf16 else fp32_backward.backward_chunks
+def _passes(bf16: bool) -> _Passes:
+    if bf16:
+        return _Passes(bf16_forward.forward_chunks, bf16_backward.backward_chunks)
+    return _Passes(fp32_forward.forward_chunks, fp32_backward.backward_chunks)
 
 
 class _Block(torch.autograd.Function):
@@ -163,7 +168,7 @@ class _Block(torch.autograd.Function):
         ctx.save_for_backward(tiles, *inputs)
         kept, out = [], torch.empty_like(tiles)
         weights, windows, scales = _unpacked(inputs)
-        for chunk, activations in _forward(ctx.bf16)(tiles, weights, windows, scales):
+        for chunk, activations in _passes(ctx.bf16).forward(tiles, weights, windows, scales):
             scatter(out, chunk, activations.out)
             if keep:
                 kept.append((chunk, activations._replace(out=None)))
@@ -176,8 +181,8 @@ class _Block(torch.autograd.Function):
         tiles, *inputs = ctx.saved_tensors
         weights, windows, scales = _unpacked(inputs)
         with torch.autocast("cpu", enabled=False):
-            chunks = ctx.kept or _forward(ctx.bf16)(tiles, weights, windows, scales, to_out=False)
-            grads = _backward(ctx.bf16)(grad, chunks, weights)
+            chunks = ctx.kept or _passes(ctx.bf16).forward(tiles, weights, windows, scales, to_out=False)
+            grads = _passes(ctx.bf16).backward(grad, chunks, weights)
         ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
         wanted = ctx.needs_input_grad[:14]
         nothing = [None] * (len(ctx.needs_input_grad) - len(wanted))
@@ -214,17 +219,15 @@ def _operator_backward(
     """Gradients of the tiles and of each of the weights."""
     with torch.autocast("cpu", enabled=False):
         prepared, windows = _prepared(BlockWeights(*weights), _layout(layout))
-        chunks = _forward(bf16)(tiles, prepared, windows, scales, to_out=False)
-        grad_tiles, *grads = _backward(bf16)(grad.contiguous(), chunks, prepared)
+        chunks = _passes(bf16).forward(tiles, prepared, windows, scales, to_out=False)
+        grad_tiles, *grads = _passes(bf16).backward(grad.contiguous(), chunks, prepared)
     grads = BlockWeights(*grads)
     table, (index, _) = torch.zeros_like(BlockWeights(*weights).bias), _tables(layout[0])
     return [grad_tiles, *grads._replace(bias=table.index_add_(0, index, grads.bias.sum(0).flatten(1).t()))]
 
 
 @_operator.register_fake
-def _(
-    tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int], bf16: bool
-) -> Tensor:
+def _(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int], bf16: bool) -> Tensor:
     return torch.empty_like(tiles)
 
 
