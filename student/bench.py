@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.system.device import cpu_threads
+from pipeline.system.device import ResolvedPrecision, cpu_threads
 from pipeline.system.errors import DtkdError
-from pipeline.system.precision import ResolvedPrecision
 from pipeline.system.results import plain
 from student.contenders import (
     AbsentError,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.system import torchvision_guard
+from pipeline.system.device import ResolvedPrecision, autocast
 from pipeline.system.errors import DtkdError
-from pipeline.system.precision import ResolvedPrecision, autocast
 from student.model import build
 from student.model.swinir import SwinIR
 from student.model.weight_files import save_student

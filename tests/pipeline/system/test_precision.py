@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from pipeline.system import precision
-from pipeline.system.precision import autocast, resolve_precision
+from pipeline.system import device
+from pipeline.system.device import autocast, resolve_precision
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_follows_the_hardware_and_choices_do_not(fast, monkeypatch):
     asked = []
-    monkeypatch.setattr(precision, "fast_bf16", lambda device: asked.append(device) or fast)
+    monkeypatch.setattr(device, "fast_bf16", lambda device: asked.append(device) or fast)
     assert resolve_precision("auto", "cuda:1") == ("bf16" if fast else "fp32")
     assert [resolve_precision(choice, "cpu") for choice in ("fp32", "bf16")] == ["fp32", "bf16"]
     assert asked == ["cuda:1"]
