@@ -45,7 +45,7 @@ train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=
 evaluate: $(STAMP)  ## figures beside bicubic: CHECKPOINT=runs/student DATA=FOLDER (HR/ and LR/, one of them, or a cache)
 	$(BIN)/dtkd evaluate "$(CHECKPOINT)" --data "$(DATA)" $(ARGS)
 
-bench: $(STAMP)  ## the student's speed beside spandrel's SwinIR: ARGS="--preset tiny --rounds 9"
+bench: $(STAMP)  ## the student's speed beside other programs': ARGS="--preset tiny --rounds 9"
 	$(BIN)/dtkd bench student $(ARGS)
 
 test: $(STAMP)  ## the test suite, as CI runs it

@@ -316,8 +316,7 @@ def bench(
     on_progress: OnProgress,
     what: Annotated[Literal["student", "teacher"], argument("student|teacher", "What to measure.")],
     preset: Annotated[str, option("Preset of the student.")] = "light",
-    bf16: Annotated[bool, option("Student and peer under bf16 autocast.", "--bf16")] = False,
-    compiled: Annotated[bool, option("Student and peer through torch.compile.", "--compile")] = False,
+    compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
     teacher: options.Teacher = "embedded",
     steps: options.Steps = None,
     corpus: Annotated[str, option("Photos for the teacher, or: sample")] = "sample",
@@ -325,7 +324,7 @@ def bench(
     device: Annotated[str, option("cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, option("Threads of CPU operators.", min=1)] = 2,
 ) -> Result:
-    """Measure speed and memory. The student has turns with spandrel's SwinIR; a teacher goes through stage one.
+    """Measure speed and memory. The student has turns with other programs; a teacher goes through stage one.
 
     dtkd bench student --preset tiny --rounds 9 --json
     dtkd bench teacher --rounds 3
@@ -336,7 +335,7 @@ def bench(
     if what == "student":
         from student.bench import Setup, StudentBench, bench_student
 
-        setup = Setup(preset, device=chosen, threads=threads, compiled=compiled, bf16=bf16)
+        setup = Setup(preset, device=chosen, threads=threads, compiled=compiled)
         return StudentBench(setup, rounds, tuple(bench_student(setup, rounds)))
     from teacher_cache.bench import BuildSettings, TeacherBench, bench_teacher
     from teacher_cache.teachers import load
