@@ -31,7 +31,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 5 minutes on two cores)
-	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2
+	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 4
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
 	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd --overwrite

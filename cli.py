@@ -237,7 +237,7 @@ def ablate(
     arms = find_grid(grid)
     planned = trials(arms, overrides or (), config_file, seeds)
     on_progress(announced(cache, planned))
-    return run(cache, out, arms, planned, data, metrics.split(","), on_progress)
+    return run(cache, out, arms, planned, data, [name.strip() for name in metrics.split(",")], on_progress)
 
 
 @_command

@@ -21,7 +21,8 @@ import torch
 
 from pipeline import config
 from pipeline.system.errors import DtkdError, UsageError
-from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir
+from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
+from pipeline.system.outputs import check_folder
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from pipeline.system.words import plural
 from pipeline.training.run_folder import BusyRunError
@@ -37,6 +38,7 @@ from student.training.loop import train
 from student.training.settings import RunSettings
 
 TIMED_STEPS = 4
+RESULT = "ablation.json"
 
 
 class Trial(NamedTuple):
@@ -126,10 +128,13 @@ def ablate(
         on_progress: called after every training step and image.
 
     Raises:
-        DtkdError: as `train` and `evaluate`; or other processes are still training the rest.
+        DtkdError: as `train` and `evaluate`; `out` holds something else; or others are still training the rest.
         KeyboardInterrupt: a signal stopped a training; the same command goes on.
     """
+    check_folder(out, "an ablation", True, _is_ablation)
     ensure_dir(out)
+    if not (out / RESULT).exists():  # so that the folder is known as ours from the first run on
+        atomic_write_json(out / RESULT, {"grid": grid.name, "baseline": grid.arms[0].name, "finished": False})
     busy = [trial for trial in planned if not _train(cache, out, trial, on_progress)]
     if busy:
         raise DtkdError(
@@ -139,10 +144,19 @@ def ablate(
     how, pictures = EvaluationSettings(tuple(metrics)), out / "evaluation"
     measured = evaluate(students, data, how, out=pictures, overwrite=True, on_progress=on_progress)
     found = _compare(grid, planned, measured, data)
-    atomic_write_json(out / "ablation.json", found.to_json())
+    atomic_write_json(out / RESULT, {**found.to_json(), "finished": True})
     atomic_write_bytes(out / "ablation.md", found.markdown().encode())
     atomic_write_bytes(out / "ablation.svg", ablation_svg(found).encode())
     return found
+
+
+def _is_ablation(folder: Path) -> bool:
+    """Whether `ablate` has begun a folder."""
+    try:
+        record = read_json(folder / RESULT)
+    except (OSError, DtkdError):
+        return False
+    return isinstance(record, dict) and {"grid", "baseline", "finished"} <= record.keys()
 
 
 def _train(cache: Path, out: Path, trial: Trial, on_progress: OnProgress | None) -> bool:

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -7,10 +10,12 @@ from PIL import Image
 from skimage import data as photos
 from tiny_cache import write_cache
 
+from pipeline.system.errors import DtkdError
 from student.study.ablate import ablate, announced, cost_line, step_seconds, trials
 from student.study.ablation_plots import ablation_svg
 from student.study.grids import GT_ONLY, Arm, Grid
 
+ROOT = Path(__file__).parents[3]
 BASE = [
     "model.preset=tiny",
     "train.steps=2",
@@ -69,6 +74,29 @@ def test_arms_share_order_and_initial_weights_and_a_second_call_trains_nothing(m
     assert {path: path.read_bytes() for path in logs} == logs
     first = {path.parent.name: json.loads(data.splitlines()[0])["l1"] for path, data in logs.items()}
     assert first["gt-only-seed0"] == first["strong-seed0"] != first["gt-only-seed1"] == first["strong-seed1"]
+
+
+def test_a_folder_of_others_is_left_alone(made, tmp_path):
+    folder, cache, planned, _ = made
+    (tmp_path / "ablation.json").write_text('{"mine": 1}')
+    with pytest.raises(DtkdError, match="is not an ablation of ours"):
+        ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",))
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
+
+
+def test_runs_that_another_process_trains_are_left_to_it(made, tmp_path):
+    folder, cache, planned, _ = made
+    (tmp_path / "ablation.json").write_text('{"grid": "two", "baseline": "gt-only", "finished": false}')
+    code = "import sys; from pathlib import Path; from student.training.run import LAYOUT\n"
+    code += "with LAYOUT.claim(Path(sys.argv[1])): print('claimed', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / planned[0].name)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert other.stdout.readline() == "claimed\n"
+    with pytest.raises(DtkdError, match="other processes are training 1 run: the same command goes on later"):
+        ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",))
+    other.communicate()
+    assert (tmp_path / planned[1].name / "student.safetensors").exists()
+    assert ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",)).images == 3
 
 
 def test_the_cost_is_told_before(made):
