@@ -145,7 +145,7 @@ class ShardRecord:
     @classmethod
     def from_json(cls, data: object) -> "ShardRecord":
         """Inverse of `to_json`; raises `DtkdError` for another schema or a damaged record."""
-        check_schema(data, "shard record")
+        check_schema(data, "the shard's record")
         got = _take(data, "shard record", schema=int, name=str, split=str, fingerprint=str, samples=list, sha256=str,
                     bytes=int, seconds=(float, int), teacher_seconds=(float, int), teacher_images=int)  # fmt: skip
         split = _split(got["split"])
@@ -198,7 +198,7 @@ class Manifest:
     @classmethod
     def from_json(cls, data: object) -> "Manifest":
         """Inverse of `to_json`; raises `DtkdError` for another schema or a damaged manifest."""
-        check_schema(data, "manifest")
+        check_schema(data, "the manifest")
         got = _take(data, "manifest", schema=int, corpus=str, teacher=str, scale=int, tile=int, degradation=dict,
                     seed=int, fingerprint=dict, planned=int, ok=int, errors=int, teacher_seconds=(float, int),
                     teacher_images=int, drift=(dict, type(None)), shards=list)  # fmt: skip
@@ -212,15 +212,14 @@ def shard_name(split: Split, index: int) -> str:
     return f"{'shard' if split == 'train' else split}-{index:08d}"
 
 
-def check_schema(data: object, what: str, path: object = "the cache", remedy: str | None = None) -> None:
+def check_schema(data: object, what: str, remedy: str = "") -> None:
     """Refuse JSON of another schema, naming both numbers; JSON without one is damaged, and `remedy` says what helps."""
     found = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(found, int) or isinstance(found, bool):
-        remedy = remedy or REPAIR
-        raise DtkdError(f"{path}: the {what} is damaged, it has no schema number: {remedy}")
+        raise DtkdError(f"{what} is damaged, it has no schema number{remedy and f': {remedy}'}")
     if found != SCHEMA:
         raise DtkdError(
-            f"{path}: {what} has schema {found}, this program reads schema {SCHEMA}; make the cache again with this "
+            f"{what} has schema {found}, this program reads schema {SCHEMA}; make the cache again with this "
             "version, or use the version that made it"
         )
 

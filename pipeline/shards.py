@@ -46,7 +46,7 @@ def load_manifest(cache: str | Path) -> Manifest:
         raise DtkdError(_unfinished(cache)) from None
     except DtkdError as error:
         raise DtkdError(f"{error}; {REPAIR}") from error
-    check_schema(data, "manifest", cache)
+    check_schema(data, f"{cache}: the manifest", REPAIR)
     try:
         manifest = Manifest.from_json(data)
     except DtkdError as error:
@@ -106,7 +106,7 @@ def _unfinished(cache: Path) -> str:
         if (cache / "done").is_dir():
             return f"{cache} has lost its plan.json and manifest.json; run the same `dtkd teacher-cache` again"
         return f"{cache} is no teacher cache (no manifest.json); make one with `dtkd teacher-cache CORPUS {cache}`"
-    check_schema(plan, "plan", cache)
+    check_schema(plan, f"{cache}: plan.json", "remove it and run the same `dtkd teacher-cache` again")
     try:
         names = [str(shard["name"]) for shard in plan["shards"]]
     except (KeyError, TypeError):

@@ -70,14 +70,18 @@ class RunLayout:
             yield
 
     def refuse_foreign(self, run: Path) -> None:
-        """Refuse a folder with files of a run's names that no such run has written: they would be replaced or deleted.
+        """Refuse a folder that holds files, but no such run: some might be replaced or deleted, all would be mixed up.
+
+        Hidden files and empty folders are in nobody's way; a run's folder may hold its user's notes, too.
 
         Raises:
-            DtkdError: names the first of them.
+            DtkdError: names one of the files, before others one that has a name of a run's files.
         """
         if any(self._is_state(path) for path in run.glob("checkpoints/step-*/state.json")) or self._is_config(run):
             return
-        found = next((path for pattern in self._patterns() for path in sorted(run.glob(pattern))), None)
+        visible = "[!.]*"
+        files = (path for pattern in (*self._patterns(), visible) for path in sorted(run.glob(pattern)))
+        found = next((path for path in files if not path.is_dir() or any(path.iterdir())), None)
         if found:
             raise DtkdError(
                 f"{run} holds {found.relative_to(run)}, but no run of dtkd {self.kind} (no checkpoint, no {CONFIG} of "

@@ -28,6 +28,7 @@ from pipeline.images import to_image, to_tensor
 from pipeline.schema import sample_seed
 from pipeline.system.errors import DtkdError
 from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.words import plural
 from pipeline.teacher import Teacher
 from student.evaluation.statistics import FEW, Interval, statistic_interval
 from student.loss import GROUPS
@@ -109,7 +110,8 @@ class Audit:
         head = "band    bicubic       GT  teacher  student    T-GT    T-S0    rho  ceiling"
         rows = [_row(band) for band in (*self.bands, *self.groups)]
         few = f" ({FEW} photos or more say more)" if self.photos < FEW else ""
-        tail = [f"{self.tiles} tiles of {self.photos} photos{few}; RMS of coefficients, images in 0..1"]
+        tiles, photos = plural(self.tiles, "tile"), plural(self.photos, "photo")
+        tail = [f"{tiles} of {photos}{few}; RMS of coefficients, images in 0..1"]
         tail += [f"colour drift {self.drift.value:.2f} of 255"]
         if self.l_std and self.g_std:
             tail += [f"between seeds: L-STD {self.l_std.value:.2f} of 255, G-STD {self.g_std.value:.3f} dB"]

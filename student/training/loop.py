@@ -224,7 +224,7 @@ def _save(run: Path, training: Training, state: TrainState, keep: int, accelerat
 def _note(seen: Seen, state: TrainState, lam: float) -> str:
     parts = [f"loss {seen.values['total']:.4f}", f"lambda {lam:.2f}"]
     parts += [f"psnr_y {state.psnr_y:.2f}"] if state.psnr_y is not None else []
-    parts += [f"{state.skipped} steps skipped"] if state.skipped else []
+    parts += [f"{plural(state.skipped, 'step')} skipped"] if state.skipped else []
     return ", ".join(parts)
 
 

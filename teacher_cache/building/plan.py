@@ -200,7 +200,7 @@ def load_plan(cache: Path) -> Plan:
         raise DtkdError(f"{cache} is no teacher cache (no plan.json); make one with `dtkd teacher-cache`") from None
     except DtkdError as error:
         raise DtkdError(f"{error}: remove it; {PLAN_AGAIN}") from error
-    check_schema(data, "plan", cache, f"remove {cache / 'plan.json'}; {PLAN_AGAIN}")
+    check_schema(data, f"{cache}: plan.json", f"remove {cache / 'plan.json'}; {PLAN_AGAIN}")
     return Plan.from_json(data)
 
 

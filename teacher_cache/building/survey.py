@@ -11,6 +11,7 @@ from pipeline.shards import done_path
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
 from pipeline.system.progress import ProgressEvent, clock_text
+from pipeline.system.words import plural
 from teacher_cache.building.frozen import check_layout
 from teacher_cache.building.plan import Layout, lay_out
 from teacher_cache.building.settings import BuildSettings
@@ -54,10 +55,10 @@ class Survey:
     def lines(self) -> list[str]:
         """The survey as text: a line for each skipped file, then one for the work."""
         lines = [f"skipped {item.id}: {item.reason}" for item in self.skipped[:_NAMED]]
-        if len(self.skipped) > _NAMED:
-            lines.append(f"and {len(self.skipped) - _NAMED} more skipped files")
+        if more := len(self.skipped[_NAMED:]):
+            lines.append(f"and {plural(more, 'more skipped file')}")
         left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
-        work = f"{self.photos} photos ({self.held_out} held out){left_out}: {self.planned} tiles"
+        work = f"{plural(self.photos, 'photo')} ({self.held_out} held out){left_out}: {plural(self.planned, 'tile')}"
         if self.done:
             work += f", {self.done} done already"
         if self.seconds_left:

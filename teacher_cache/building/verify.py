@@ -78,6 +78,8 @@ class VerifyResult:
         """What to do about it, in one line."""
         if self.repaired:
             back = plural(len(self.repaired), "shard")
+            if self.repaired == ("manifest",):
+                return "set back the manifest: run the same `dtkd teacher-cache` again to write it anew"
             return f"set back {back}: run the same `dtkd teacher-cache` again to make them anew"
         if self.damage:
             names = _list(sorted({item.shard for item in self.damage}))

@@ -62,6 +62,8 @@ def _load(name: str, scale: int, steps: int | None, device: str, dtype: Dtype | 
     if kind == "import":
         from teacher_cache.teachers.imported import ImportedTeacher
 
+        if steps is not None or dtype is not None:
+            raise UsageError(f"{name} computes nothing: --steps and --dtype are for teachers that do; leave them out")
         return ImportedTeacher(where, scale)
     if name.startswith(PYTHON):
         from teacher_cache.teachers.plug import PluggedTeacher

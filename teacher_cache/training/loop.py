@@ -261,5 +261,5 @@ def _note(state: TeacherState) -> str:
     parts = []
     if state.psnr_y is not None and state.psnr_y_bicubic is not None:
         parts.append(f"held-out psnr_y {state.psnr_y:.2f} dB (bicubic {state.psnr_y_bicubic:.2f})")
-    parts += [f"{state.skipped} steps skipped"] if state.skipped else []
+    parts += [f"{plural(state.skipped, 'step')} skipped"] if state.skipped else []
     return ", ".join(parts)

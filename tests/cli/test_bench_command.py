@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 import cli
 from student import bench, contenders
 from student.contenders import AbsentError
-from teacher_cache.bench import Part, bench_lines
+from teacher_cache.bench import Part, bench_lines, start_and_step
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,15 @@ def test_where_the_teachers_time_goes():
     assert [name.split()[0] for name in names] == ["load,", "teacher,", "teacher,", "encode"]
     assert min(seconds) >= 0 and sum(shares) == pytest.approx(1)
     assert seconds[2] == pytest.approx(shares[2] * sum(seconds))
+
+
+@pytest.mark.parametrize(
+    ("one", "many", "expected"),
+    [(3.0, 7.0, (1.0, 2.0)), (3.0, 2.0, (3.0, 0.0)), (1.0, 5.0, (0.0, 1.0))],
+    ids=["calm", "the long call was the faster one", "the short call was faster than one step"],
+)
+def test_no_part_of_the_teacher_takes_less_than_nothing(one, many, expected):
+    assert start_and_step(one, many, steps=2) == expected
 
 
 def test_a_table_of_parts():

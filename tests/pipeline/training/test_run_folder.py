@@ -83,6 +83,17 @@ def test_files_of_others_are_refused(tmp_path, name):
     assert (tmp_path / name).exists()
 
 
+def test_a_folder_of_anything_else_is_foreign_and_an_empty_one_is_not(tmp_path):
+    (tmp_path / ".hidden").write_text("")
+    (tmp_path / "empty").mkdir()
+    LAYOUT.refuse_foreign(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(DtkdError, match=r"holds notes\.txt, but no run of dtkd train-it .*: choose another folder"):
+        LAYOUT.refuse_foreign(tmp_path)
+    saved(tmp_path)
+    LAYOUT.refuse_foreign(tmp_path)  # the notes are on the run
+
+
 def test_a_run_of_another_kind_is_foreign(tmp_path):
     saved(tmp_path)
     LAYOUT.refuse_foreign(tmp_path)
@@ -99,7 +110,6 @@ def test_clear_deletes_the_run_only(tmp_path):
         (tmp_path / name).write_text("")
     LAYOUT.clear(tmp_path)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["pictures", "pictures/note.txt"]
-    LAYOUT.clear(tmp_path)  # nothing is left: nothing to refuse
     LAYOUT.clear(tmp_path / "new")
 
 

@@ -132,3 +132,12 @@ def test_a_damaged_manifest_or_record_is_repaired(corpus, finished, cache, name,
     assert "another schema" not in found.damage[0].reason and "damaged" in found.damage[0].reason
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     assert verify_cache(cache).ok and tars(cache) == tars(finished)
+
+
+def test_a_survey_counts_one_thing_as_one(corpus, tmp_path):
+    mixed = shutil.copytree(corpus, tmp_path / "photos")
+    for number in range(21):
+        (mixed / f"broken{number:02d}.png").write_bytes(b"no picture")
+    lines = survey(mixed, tmp_path / "cache", settings(limit=1, hold_out=0)).lines
+    assert lines[-2] == "and 1 more skipped file"
+    assert lines[-1].startswith("1 photo (0 held out), 21 skipped: ")

@@ -130,7 +130,7 @@ def test_repair_of_a_sound_cache_changes_nothing(cache, sound):
     assert (cache / "manifest.json").read_bytes() == (sound / "manifest.json").read_bytes()
 
 
-@pytest.mark.parametrize("harm", ["missing", "other", "json"])
+@pytest.mark.parametrize("harm", ["missing", "other", "json", "no schema"])
 def test_the_manifest_must_say_what_the_records_say(corpus, cache, harm):
     path = cache / "manifest.json"
     if harm == "missing":
@@ -138,9 +138,11 @@ def test_the_manifest_must_say_what_the_records_say(corpus, cache, harm):
     elif harm == "other":
         path.write_text(path.read_text().replace('"planned":17', '"planned":18'))
     else:
-        path.write_text("{")
+        path.write_text("{" if harm == "json" else "{}")
     result = verify_cache(cache, repair=True)
     assert [item.shard for item in result.damage] == ["manifest"]
+    assert result.damage[0].reason.count("`dtkd") == 1  # said once what to do
+    assert result.advice == "set back the manifest: run the same `dtkd teacher-cache` again to write it anew"
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     assert verify_cache(cache).ok
 

@@ -9,7 +9,7 @@ import torch
 from cache_support import make_corpus, settings
 from PIL import Image
 
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from teacher_cache import teachers
 from teacher_cache.building.build import build_cache
 from teacher_cache.building.verify import load_teacher, verify_cache
@@ -90,3 +90,10 @@ def test_imported_pictures_restore_nothing_else(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     with pytest.raises(DtkdError, match="holds finished pictures"):
         teachers.load(f"import:{tmp_path}").restore(torch.zeros(1, 3, 2, 2), [0])
+
+
+@pytest.mark.parametrize("option", [{"steps": 4}, {"dtype": "bf16"}])
+def test_options_of_a_network_are_refused(tmp_path, option):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(UsageError, match="computes nothing: --steps and --dtype are for teachers that do"):
+        teachers.load(f"import:{tmp_path}", **option)
