@@ -25,8 +25,8 @@ from student.model import build
 from student.model.swinir import SwinIR
 
 Task = Literal["inference", "training"]
-Size = tuple[int, int, int]
-CASES: tuple[tuple[Task, Size], ...] = (
+InputSize = tuple[int, int, int]
+CASES: tuple[tuple[Task, InputSize], ...] = (
     ("inference", (1, 128, 128)),
     ("inference", (1, 180, 320)),
     ("inference", (8, 64, 64)),
@@ -148,7 +148,7 @@ def _spandrel_twin(model: SwinIR) -> nn.Module | None:
     return model_of_spandrel.eval()  # also in training: its stochastic depth would make the gradients differ
 
 
-def _measure(setup: Setup, task: Task, size: Size, networks: list[nn.Module], rounds: int) -> BenchRow:
+def _measure(setup: Setup, task: Task, size: InputSize, networks: list[nn.Module], rounds: int) -> BenchRow:
     networks[0].train(task == "training")
     runs = [_run(setup, task, size, network) for network in networks]
     results = [run() for run in runs]
@@ -169,7 +169,7 @@ def _measure(setup: Setup, task: Task, size: Size, networks: list[nn.Module], ro
     )
 
 
-def _run(setup: Setup, task: Task, size: Size, network: nn.Module) -> Callable[[], Tensor]:
+def _run(setup: Setup, task: Task, size: InputSize, network: nn.Module) -> Callable[[], Tensor]:
     """One turn of a network, always on the same random LR batch."""
     batch, height, width = size
     lr = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(setup.device)
@@ -212,13 +212,13 @@ def _synchronise(device: str) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _peak_memory(setup: Setup, task: Task, size: Size, index: int) -> int | None:
+def _peak_memory(setup: Setup, task: Task, size: InputSize, index: int) -> int | None:
     """Peak bytes of the student (0) or the peer (1) in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_own_peak_memory, setup, task, size, index).result()
 
 
-def _own_peak_memory(setup: Setup, task: Task, size: Size, index: int) -> int | None:
+def _own_peak_memory(setup: Setup, task: Task, size: InputSize, index: int) -> int | None:
     """Peak bytes of the second turn, beyond what is there before the first one."""
     model = build(setup.preset, setup.scale).to(setup.device).train(task == "training")
     network = model if index == 0 else _spandrel_twin(model)

@@ -9,7 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from student.model.cpu.forward import Activations, Attention, BlockWeights, Chunk, Folded, Mlp, Normed, gather, scatter
+from student.model.cpu.forward import (
+    Activations,
+    AttentionBranch,
+    BlockWeights,
+    Chunk,
+    Folded,
+    MlpBranch,
+    Normed,
+    gather,
+    scatter,
+)
 
 
 class _Sums(NamedTuple):
@@ -84,7 +94,7 @@ def backward_chunks(
 
 
 def _mlp_backward(
-    g: Tensor, mlp: Mlp, x: Tensor, weights: BlockWeights, folded: Folded, sums: _Sums, scale: Tensor | None
+    g: Tensor, mlp: MlpBranch, x: Tensor, weights: BlockWeights, folded: Folded, sums: _Sums, scale: Tensor | None
 ) -> None:
     """In place: from the gradient g of x + MLP(x) to that of x; adds to the sums of the weights' gradients."""
     dim = x.shape[-1]
@@ -99,7 +109,7 @@ def _mlp_backward(
 
 
 def _attention_backward(
-    g: Tensor, a: Attention, x: Tensor, weights: BlockWeights, folded: Folded, sums: _Sums, chunk: Chunk
+    g: Tensor, a: AttentionBranch, x: Tensor, weights: BlockWeights, folded: Folded, sums: _Sums, chunk: Chunk
 ) -> None:
     """In place: from the gradient g of x + attention(x) to that of x; adds to the sums of the weights' gradients."""
     n, tokens, dim = x.shape

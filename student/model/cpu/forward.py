@@ -37,7 +37,7 @@ class BlockWeights(NamedTuple):
     fc2_bias: Tensor
 
 
-class Grid(NamedTuple):
+class BatchWindows(NamedTuple):
     """Windows of a batch, each as the rows of its four tiles."""
 
     tiles: Tensor
@@ -98,7 +98,7 @@ class Normed(NamedTuple):
     rstd: Tensor
 
 
-class Attention(NamedTuple):
+class AttentionBranch(NamedTuple):
     """The attention branch up to its projection."""
 
     norm: Normed
@@ -107,7 +107,7 @@ class Attention(NamedTuple):
     o: Tensor  # (n, C, N)
 
 
-class Mlp(NamedTuple):
+class MlpBranch(NamedTuple):
     """The MLP branch up to its second layer."""
 
     norm: Normed
@@ -119,13 +119,13 @@ class Activations(NamedTuple):
     """A chunk on its way through a block."""
 
     x: Tensor  # (n, N, C)
-    attention: Attention
+    attention: AttentionBranch
     middle: Tensor  # (n, N, C), after the attention branch
-    mlp: Mlp
+    mlp: MlpBranch
     out: Tensor | None  # (n, N, C)
 
 
-def chunks_of(weights: BlockWeights, where: Grid, scales: Tensor | None) -> Iterator[Chunk]:
+def chunks_of(weights: BlockWeights, where: BatchWindows, scales: Tensor | None) -> Iterator[Chunk]:
     """Windows in pieces of at most `CHUNK_BYTES`."""
     _, heads, tokens, _ = weights.bias.shape
     count = max(1, CHUNK_BYTES // (4 * tokens * (heads * tokens + 12 * weights.norm1_weight.numel())))
@@ -136,7 +136,7 @@ def chunks_of(weights: BlockWeights, where: Grid, scales: Tensor | None) -> Iter
 
 
 def forward_chunks(
-    tiles: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None, *, to_out: bool = True
+    tiles: Tensor, weights: BlockWeights, where: BatchWindows, scales: Tensor | None, *, to_out: bool = True
 ) -> Iterator[tuple[Chunk, Activations]]:
     """Run chunk after chunk; without `to_out` only as far as the backward pass needs."""
     folded = Folded.of(weights)
@@ -160,14 +160,14 @@ def scatter(tiles: Tensor, chunk: Chunk, x: Tensor | None) -> None:
     tiles.index_copy_(0, chunk.rows, x.view(len(chunk.rows), -1))
 
 
-def _attend(x: Tensor, weights: BlockWeights, folded: Folded, kind: Tensor) -> Attention:
+def _attend(x: Tensor, weights: BlockWeights, folded: Folded, kind: Tensor) -> AttentionBranch:
     """Attention of normalised windows (n, N, C), up to the projection."""
     n, tokens, dim = x.shape
     heads = weights.bias.shape[1]
     norm, columns = _norm(x), folded.qkv_bias.expand(n, -1, tokens)
     qkv = torch.baddbmm(columns, folded.qkv.expand(n, -1, -1), norm.y.transpose(1, 2)).view(n * heads, -1, tokens)
     p = _probabilities(qkv, weights, kind)
-    return Attention(norm, qkv, p, torch.bmm(qkv.chunk(3, 1)[2], p.transpose(1, 2)).view(n, dim, tokens))
+    return AttentionBranch(norm, qkv, p, torch.bmm(qkv.chunk(3, 1)[2], p.transpose(1, 2)).view(n, dim, tokens))
 
 
 def _norm(x: Tensor) -> Normed:
@@ -192,11 +192,11 @@ def _plus_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor |
     return (x + bias).baddbmm_(o.transpose(1, 2), weights.proj_weight.t().expand(len(x), -1, -1))
 
 
-def _mlp(x: Tensor, folded: Folded) -> Mlp:
+def _mlp(x: Tensor, folded: Folded) -> MlpBranch:
     """The MLP of normalised windows (n, N, C), up to its second layer."""
     norm = _norm(x)
     before = torch.addmm(folded.fc1_bias, norm.y.view(-1, x.shape[-1]), folded.fc1.t())
-    return Mlp(norm, before, F.gelu(before))
+    return MlpBranch(norm, before, F.gelu(before))
 
 
 def _plus_mlp(x: Tensor, after: Tensor, weights: BlockWeights, scale: Tensor | None) -> Tensor:

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from student.model.cpu.backward import backward_chunks
-from student.model.cpu.forward import BlockWeights, Grid, forward_chunks, scatter
+from student.model.cpu.forward import BatchWindows, BlockWeights, forward_chunks, scatter
 from student.model.windows import attention_mask, is_traced, relative_position_index
 
 
-class Layout(NamedTuple):
+class WindowLayout(NamedTuple):
     """How features are cut into windows."""
 
     window: int
@@ -72,7 +72,7 @@ def from_tiles(tiles: Tensor, window: int, size: torch.Size) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def grid(batch: int, rows: int, columns: int, shifted: bool) -> Grid:
+def windows_of(batch: int, rows: int, columns: int, shifted: bool) -> BatchWindows:
     """Windows of `batch` images of rows x columns windows; shifted ones start one tile further and wrap around."""
     with torch.inference_mode(False):
         tile = torch.arange(batch * rows * columns * 4, device="cpu").view(batch, 2 * rows, 2 * columns)
@@ -82,7 +82,7 @@ def grid(batch: int, rows: int, columns: int, shifted: bool) -> Grid:
             kind[:, -1] += 2
             kind[:, :, -1] += 1
         tile = tile.view(batch, rows, 2, columns, 2).transpose(2, 3)
-        return Grid(tile.reshape(-1, 4), kind.flatten())
+        return BatchWindows(tile.reshape(-1, 4), kind.flatten())
 
 
 @lru_cache(maxsize=4)
@@ -108,7 +108,7 @@ def window_bias(table: Tensor, window: int, shifted: bool) -> Tensor:
     return bias + masks if shifted else bias
 
 
-def run_block(tiles: Tensor, weights: BlockWeights, layout: Layout, scales: Tensor | None, keep: bool) -> Tensor:
+def run_block(tiles: Tensor, weights: BlockWeights, layout: WindowLayout, scales: Tensor | None, keep: bool) -> Tensor:
     """One block.
 
     Args:
@@ -127,13 +127,13 @@ def run_block(tiles: Tensor, weights: BlockWeights, layout: Layout, scales: Tens
     return _run(tiles, tiles, weights, where, scales)
 
 
-def _prepared(weights: BlockWeights, layout: Layout) -> tuple[BlockWeights, Grid]:
+def _prepared(weights: BlockWeights, layout: WindowLayout) -> tuple[BlockWeights, BatchWindows]:
     """Weights with the bias of each kind of window, and the windows."""
     window, *size, shifted = layout
-    return weights._replace(bias=window_bias(weights.bias, window, shifted)), grid(*size, shifted)
+    return weights._replace(bias=window_bias(weights.bias, window, shifted)), windows_of(*size, shifted)
 
 
-def _run(tiles: Tensor, out: Tensor, weights: BlockWeights, where: Grid, scales: Tensor | None) -> Tensor:
+def _run(tiles: Tensor, out: Tensor, weights: BlockWeights, where: BatchWindows, scales: Tensor | None) -> Tensor:
     """Without autograd, into `out`, which may be the tiles themselves."""
     for chunk, activations in forward_chunks(tiles, weights, where, scales):
         scatter(out, chunk, activations.out)
@@ -146,7 +146,9 @@ class _Block(torch.autograd.Function):
         *inputs, keep = inputs
         ctx.save_for_backward(tiles, *inputs)
         kept, out = [], torch.empty_like(tiles)
-        for chunk, activations in forward_chunks(tiles, BlockWeights(*inputs[:13]), Grid(*inputs[13:15]), inputs[15]):
+        for chunk, activations in forward_chunks(
+            tiles, BlockWeights(*inputs[:13]), BatchWindows(*inputs[13:15]), inputs[15]
+        ):
             scatter(out, chunk, activations.out)
             if keep:
                 kept.append((chunk, activations._replace(out=None)))
@@ -158,7 +160,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         tiles, *inputs = ctx.saved_tensors
         weights = BlockWeights(*inputs[:13])
-        chunks = ctx.kept or forward_chunks(tiles, weights, Grid(*inputs[13:15]), inputs[15], to_out=False)
+        chunks = ctx.kept or forward_chunks(tiles, weights, BatchWindows(*inputs[13:15]), inputs[15], to_out=False)
         grads = backward_chunks(grad, chunks, weights)
         ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
         wanted = ctx.needs_input_grad[:14]
@@ -168,9 +170,9 @@ class _Block(torch.autograd.Function):
 # For torch.compile: a block is one operator, because what the compiler would make of its parts is several times slower.
 
 
-def _layout(numbers: Sequence[int]) -> Layout:
+def _layout(numbers: Sequence[int]) -> WindowLayout:
     *size, shifted = numbers
-    return Layout(*size, shifted=bool(shifted))
+    return WindowLayout(*size, shifted=bool(shifted))
 
 
 @torch.library.custom_op("dtkd::swin_block", mutates_args=(), device_types="cpu")
