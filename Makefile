@@ -31,7 +31,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 5 minutes on two cores)
-	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 2
+	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 4
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
 	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd --overwrite
@@ -45,7 +45,7 @@ train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=
 evaluate: $(STAMP)  ## figures beside bicubic: CHECKPOINT=runs/student DATA=FOLDER (HR/ and LR/, one of them, or a cache)
 	$(BIN)/dtkd evaluate "$(CHECKPOINT)" --data "$(DATA)" $(ARGS)
 
-bench: $(STAMP)  ## the student's speed beside spandrel's SwinIR: ARGS="--preset tiny --rounds 9"
+bench: $(STAMP)  ## the student's speed beside other programs': ARGS="--preset tiny --rounds 9"
 	$(BIN)/dtkd bench student $(ARGS)
 
 test: $(STAMP)  ## the test suite, as CI runs it

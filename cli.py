@@ -6,122 +6,52 @@ SIGTERM included. Heavy imports happen inside the commands.
 """
 
 import logging
-import pkgutil
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import typer
-from typer.core import TyperGroup
+from typing import Annotated, Literal
 
 from pipeline import config
-from pipeline.system import commands
+from pipeline.system import options
 from pipeline.system.errors import UsageError
-from pipeline.system.files import expand_home
+from pipeline.system.options import argument, listing, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
 
-
-class _Commands(TyperGroup):
-    def invoke(self, ctx: Any) -> Any:
-        as_json = "--json" in ctx.args
-        try:
-            with commands.failing_in_one_line(as_json):
-                return super().invoke(ctx)
-        except typer.TyperException as error:  # wrong usage that typer found, and tells of together with the usage
-            commands.print_error(error.format_message(), as_json)
-            raise
-
-
-app = typer.Typer(
-    cls=_Commands,
-    help="Distil a multi-step diffusion super-resolution teacher into a single-forward transformer student.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+app = options.application(
+    "Distil a multi-step diffusion super-resolution teacher into a single-forward transformer student."
 )
-
-
-def _option(meaning: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=meaning, callback=expand_home, **more)
-
-
-def _argument(name: str, meaning: str) -> Any:
-    return typer.Argument(metavar=name, help=meaning, callback=expand_home, show_default=False)
-
-
-def _ends(names: str, meaning: str, text: Callable[[], str]) -> Any:
-    """An option that prints a text instead of running the command."""
-
-    def show(wanted: bool) -> None:
-        if wanted:
-            typer.echo(text().rstrip())
-            raise typer.Exit
-
-    return typer.Option(names, help=meaning, is_eager=True, callback=show)
-
-
-def _listing(settings: str) -> Any:
-    """The option that lists a settings class, `module:name`, which is imported only then."""
-    meaning = "Print all settings, their meanings and defaults as TOML."
-    return _ends("--settings", meaning, lambda: config.listing(pkgutil.resolve_name(settings)))
-
-
-_Corpus = Annotated[str, _argument("CORPUS", "Folder of photos at any depth, or: sample")]
-_Cache = Annotated[Path, _argument("CACHE", "Folder of a teacher cache.")]
-_Teacher = Annotated[
-    str, _option("embedded[-bicubic], ldm[:ID], sd-x4[:ID], FOLDER, import:FOLDER, python:FILE:FACTORY")
-]
-_Steps = Annotated[int | None, _option("Network evaluations an image.  [default: the teacher's]", min=1)]
-_Device = Annotated[str, _option("Torch device; auto takes a GPU where there is one.")]
-_Config = Annotated[Path | None, _option("Settings as TOML.", "--config", metavar="FILE")]
-_Set = Annotated[list[str] | None, _option("One setting; repeatable.", "--set", metavar="KEY=VALUE")]
-_Version = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]
-_Json = Annotated[bool, _option("Print one JSON object instead of text, and no progress.", "--json")]
-_Resume = Annotated[bool, _option("Go on, or delete what an earlier run left.", "--resume/--fresh")]
+_command = options.command_of(app)
 _Kind = Literal["bicubic", "real", "paired"]
 _Made = Literal["bicubic", "real"]
-_Overwrite = Annotated[bool, _option("Replace what an earlier command wrote.", "--overwrite")]
 _Picture = Literal["png", "webp", "jpg", "tif"]
 _Form = Literal["safetensors", "onnx", "huggingface"]
 
 
-def _command(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Make a function a command, with `--json`, that prints its result; see `pipeline.system.commands`."""
-    description, examples = commands.help_of(function)
-    decorate = app.command(commands.name_of(function), help=description, epilog=f"\b\n{examples}")
-    decorate(commands.printing(function, _Json))
-    return function
-
-
 @app.callback()
-def _root(show_version: _Version = False) -> None:
+def _root(show_version: options.Version = False) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # pyiqa brings it; its missing CPU kernels concern nobody
 
 
 @_command
 def teacher_cache(
     on_progress: OnProgress,
-    corpus: _Corpus,
-    cache: Annotated[Path, _argument("CACHE", "Folder to write; the same command goes on.")],
-    teacher: _Teacher = "embedded",
-    degradation: Annotated[_Kind | None, _option("How LR images are made.  [default: real]")] = None,
-    scale: Annotated[int | None, _option("HR pixels to an LR pixel.  [default: 4]")] = None,
-    tile: Annotated[int | None, _option("Side of a training tile in HR pixels.  [default: 256]")] = None,
-    steps: _Steps = None,
-    seed: Annotated[int | None, _option("Decides every random draw.  [default: 0]")] = None,
-    limit: Annotated[int | None, _option("Use this many photos at most.")] = None,
-    hold_out: Annotated[int | None, _option("Photos kept out of training.  [default: 2]")] = None,
-    micro_batch: Annotated[int | None, _option("Tiles in one teacher call.  [default: 4]")] = None,
-    retry_errors: Annotated[bool | None, _option("Make failed samples again.", "--retry-errors")] = None,
-    wait: Annotated[bool | None, _option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
-    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, _option("Precision of the teacher.")] = None,
-    device: _Device = "auto",
-    config_file: _Config = None,
-    overrides: _Set = None,
-    settings: Annotated[bool, _listing("teacher_cache.building.settings:BuildSettings")] = False,
+    corpus: options.Corpus,
+    cache: Annotated[Path, argument("CACHE", "Folder to write; the same command goes on.")],
+    teacher: options.Teacher = "embedded",
+    degradation: Annotated[_Kind | None, option("How LR images are made.  [default: real]")] = None,
+    scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
+    tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
+    steps: options.Steps = None,
+    seed: Annotated[int | None, option("Decides every random draw.  [default: 0]")] = None,
+    limit: Annotated[int | None, option("Use this many photos at most.")] = None,
+    hold_out: Annotated[int | None, option("Photos kept out of training.  [default: 2]")] = None,
+    micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
+    retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
+    wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
+    device: options.Device = "auto",
+    config_file: options.ConfigFile = None,
+    overrides: options.Overrides = None,
+    settings: Annotated[bool, listing("teacher_cache.building.settings:BuildSettings")] = False,
 ) -> Result:
     """Stage one: run the teacher over a corpus, once. It stores (LR, GT, teacher) as WebDataset shards.
 
@@ -150,11 +80,11 @@ def teacher_cache(
 @_command
 def verify(
     on_progress: OnProgress,
-    cache: _Cache,
-    recompute: Annotated[int, _option("Samples to make again with the teacher.", min=0)] = 0,
-    teacher: Annotated[str | None, _option("Teacher for that.  [default: the cache's, by name]")] = None,
-    repair: Annotated[bool, _option("Set damaged shards back to not done.", "--repair")] = False,
-    device: _Device = "auto",
+    cache: options.Cache,
+    recompute: Annotated[int, option("Samples to make again with the teacher.", min=0)] = 0,
+    teacher: Annotated[str | None, option("Teacher for that.  [default: the cache's, by name]")] = None,
+    repair: Annotated[bool, option("Set damaged shards back to not done.", "--repair")] = False,
+    device: options.Device = "auto",
 ) -> Result:
     """Check a cache for damage. Every byte is compared with its records; exit code 1 if anything is wrong.
 
@@ -170,14 +100,14 @@ def verify(
 @_command
 def train_teacher(
     on_progress: OnProgress,
-    corpus: _Corpus,
-    out: Annotated[Path, _argument("OUT", "Folder of the run; the same command goes on.")],
-    degradation: Annotated[_Made | None, _option("How LR images are made.  [default: real]")] = None,
-    scale: Annotated[int | None, _option("HR pixels to an LR pixel.  [default: 4]")] = None,
-    config_file: _Config = None,
-    overrides: _Set = None,
-    resume: _Resume = True,
-    settings: Annotated[bool, _listing("teacher_cache.training.settings:TeacherRunSettings")] = False,
+    corpus: options.Corpus,
+    out: Annotated[Path, argument("OUT", "Folder of the run; the same command goes on.")],
+    degradation: Annotated[_Made | None, option("How LR images are made.  [default: real]")] = None,
+    scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
+    config_file: options.ConfigFile = None,
+    overrides: options.Overrides = None,
+    resume: options.Resume = True,
+    settings: Annotated[bool, listing("teacher_cache.training.settings:TeacherRunSettings")] = False,
 ) -> Result:
     """Train a diffusion teacher on your own photos. It is of the embedded one's kind and takes hours, on a GPU.
 
@@ -194,16 +124,15 @@ def train_teacher(
 @_command
 def train_student(
     on_progress: OnProgress,
-    cache: _Cache,
-    run: Annotated[Path, _argument("RUN", "Folder of the run; the same command goes on.")],
-    config_file: _Config = None,
-    overrides: _Set = None,
-    resume: _Resume = True,
-    settings: Annotated[bool, _listing("student.training.settings:RunSettings")] = False,
+    cache: options.Cache,
+    run: Annotated[Path, argument("RUN", "Folder of the run; the same command goes on.")],
+    config_file: options.ConfigFile = None,
+    overrides: options.Overrides = None,
+    resume: options.Resume = True,
+    settings: Annotated[bool, listing("student.training.settings:RunSettings")] = False,
 ) -> Result:
     """Stage two: train a student from a teacher cache.
 
-    dtkd train-student runs/cache runs/student
     dtkd train-student runs/cache runs/student --set model.preset=tiny --set train.steps=2000
     dtkd train-student runs/cache runs/gt-only --set loss.lambda_max=0
     """
@@ -216,19 +145,18 @@ def train_student(
 @_command
 def evaluate(
     on_progress: OnProgress,
-    checkpoints: Annotated[list[str], _argument("CHECKPOINT...", "Weight files, run folders, or: bicubic")],
-    data: Annotated[Path, _option("Folder with HR/ and LR/, or one of them; or a cache.")],
-    metrics: Annotated[str, _option("psnr_y, ssim_y, and pyiqa's names, by commas.")] = "psnr_y,ssim_y,piqe",
-    out: Annotated[Path | None, _option("Write metrics.json, metrics.csv and pictures there.")] = None,
-    overwrite: _Overwrite = False,
-    crop_border: Annotated[int | None, _option("Pixels left out by psnr_y, ssim_y.  [default: scale]")] = None,
-    scale: Annotated[int | None, _option("Only needed for bicubic alone.  [default: 4]")] = None,
-    limit: Annotated[int | None, _option("Take the first images only.")] = None,
-    device: _Device = "auto",
+    checkpoints: Annotated[list[str], argument("CHECKPOINT...", "Weight files, run folders, or: bicubic")],
+    data: Annotated[Path, option("Folder with HR/ and LR/, or one of them; or a cache.")],
+    metrics: options.Metrics = "psnr_y,ssim_y,piqe",
+    out: Annotated[Path | None, option("Write metrics.json, metrics.csv and pictures there.")] = None,
+    overwrite: options.Overwrite = False,
+    crop_border: Annotated[int | None, option("Pixels left out by psnr_y, ssim_y.  [default: scale]")] = None,
+    scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
+    limit: Annotated[int | None, option("Take the first images only.")] = None,
+    device: options.Device = "auto",
 ) -> Result:
     """Measure checkpoints, bicubic beside them. An image that cannot be used is named; exit code 1 then.
 
-    dtkd evaluate runs/student --data data/Set14
     dtkd evaluate runs/a runs/b --data data/RealSR --metrics psnr_y,ssim_y,lpips,maniqa-pipal --out runs/scores
     dtkd evaluate bicubic --data data/Set14 --crop-border 0
     """
@@ -243,12 +171,12 @@ def evaluate(
 @_command
 def report(
     on_progress: OnProgress,
-    cache: _Cache,
-    out: Annotated[Path, _argument("OUT", "HTML file to write.")],
-    dtkd: Annotated[Path, _option("Run folder of the distilled student.")],
-    gt_only: Annotated[Path | None, _option("Run folder trained on the ground truth only.")] = None,
-    overwrite: _Overwrite = False,
-    device: _Device = "auto",
+    cache: options.Cache,
+    out: Annotated[Path, argument("OUT", "HTML file to write.")],
+    dtkd: Annotated[Path, option("Run folder of the distilled student.")],
+    gt_only: Annotated[Path | None, option("Run folder trained on the ground truth only.")] = None,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
 ) -> Result:
     """Write the page that compares students and teacher. Exit code 1 where a held-out photo could not be measured.
 
@@ -260,25 +188,95 @@ def report(
 
 
 @_command
+def audit(
+    on_progress: OnProgress,
+    cache: options.Cache,
+    student: Annotated[str | None, option("GT-only student: what it lacks is the discrepancy.")] = None,
+    teacher: Annotated[str | None, option("The cache's teacher, to ask for another seed.")] = None,
+    tiles: Annotated[int, option("Tiles to measure.", min=1)] = 128,
+    levels: Annotated[int, option("Levels of the Haar transform.", min=1, max=3)] = 2,
+    out: Annotated[Path | None, option("Write audit.json, audit.svg and weights.toml there.")] = None,
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+) -> Result:
+    """Measure what a student can learn from a cache: per band, what there is, how much of it is the same for all seeds.
+
+    `train-student --config OUT/weights.toml` takes the calibrated weights.
+
+    dtkd audit runs/cache
+    dtkd audit runs/cache --student runs/gt-only --teacher embedded --out runs/audit
+    """
+    from student.study.audit_files import audit_cache
+    from teacher_cache.building.verify import load_teacher
+
+    again = load_teacher(cache, teacher, device) if teacher else None
+    return audit_cache(cache, student, again, out, overwrite, tiles=tiles, levels=levels, on_progress=on_progress)
+
+
+@_command
+def ablate(
+    on_progress: OnProgress,
+    cache: options.Cache,
+    out: Annotated[Path, argument("OUT", "Folder of the ablation; the same command goes on.")],
+    data: Annotated[Path, option("Evaluation set, as for evaluate.")],
+    grid: Annotated[str, option("levels, weights, schedule, energy, gt, several by commas, or FILE.toml")] = "energy",
+    seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
+    metrics: options.Metrics = "psnr_y,ssim_y,piqe",
+    config_file: options.ConfigFile = None,
+    overrides: options.Overrides = None,
+) -> Result:
+    """Train arms that differ in some settings, alike in all else, and compare them image by image.
+
+    dtkd ablate runs/cache runs/ablation --data data/RealSR --grid energy --set train.steps=1500
+    dtkd ablate runs/cache runs/ablation --data data/RealSR --grid weights,schedule --seeds 3
+    """
+    from student.study.ablate import ablate as run
+    from student.study.ablate import announced, trials
+    from student.study.grids import find_grid
+
+    arms = find_grid(grid)
+    planned = trials(arms, overrides or (), config_file, seeds)
+    on_progress(announced(cache, planned))
+    return run(cache, out, arms, planned, data, [name.strip() for name in metrics.split(",")], on_progress)
+
+
+@_command
+def mix(
+    on_progress: OnProgress,
+    a: Annotated[str, argument("A", "Student at share 0: name, run folder or weight file.")],
+    b: Annotated[str, argument("B", "Student at share 1.")],
+    out: Annotated[Path, argument("OUT", "FILE.safetensors to write.")],
+    share: Annotated[float, option("Of B: 0 is all A, 1 is all B.", min=0, max=1)] = 0.5,
+    overwrite: options.Overwrite = False,
+) -> Result:
+    """Write the student between two that were branched from one: a knob from fidelity to realism, without training.
+
+    dtkd mix runs/gt-only runs/student between.safetensors --share 0.7
+    """
+    from student.study.mix import mix_files
+
+    return mix_files(a, b, out, share, overwrite)
+
+
+@_command
 def upscale(
     on_progress: OnProgress,
-    inputs: Annotated[list[str], _argument("INPUT...", "Pictures, folders or patterns.")],
-    output: Annotated[Path, _argument("OUTPUT", "File for one picture, folder for several.")],
-    checkpoint: Annotated[str, _option("Shipped student, run folder, or file.", metavar="NAME|FILE")] = "tiny-x4",
-    tile: Annotated[str, _option("Largest tile, a multiple of 8; auto: by free memory.", metavar="auto|N")] = "auto",
-    overlap: Annotated[int, _option("Pixels that neighbouring tiles share, a multiple of 8.")] = 32,
-    kind: Annotated[_Picture | None, _option("Of results in a folder.  [default: the picture's]", "--format")] = None,
-    scale: Annotated[int | None, _option("Reduce the results to this scale.  [default: the student's]")] = None,
-    overwrite: _Overwrite = False,
-    max_megapixels: Annotated[int, _option("Refuse larger results.", min=1)] = 1100,
-    device: _Device = "auto",
+    inputs: Annotated[list[str], argument("INPUT...", "Pictures, folders or patterns.")],
+    output: Annotated[Path, argument("OUTPUT", "File for one picture, folder for several.")],
+    checkpoint: Annotated[str, option("Shipped student, run folder, or file.", metavar="NAME|FILE")] = "tiny-x4",
+    tile: Annotated[str, option("Largest tile, a multiple of 8; auto: by free memory.", metavar="auto|N")] = "auto",
+    overlap: Annotated[int, option("Pixels that neighbouring tiles share, a multiple of 8.")] = 32,
+    kind: Annotated[_Picture | None, option("Of results in a folder.  [default: the picture's]", "--format")] = None,
+    scale: Annotated[int | None, option("Reduce the results to this scale.  [default: the student's]")] = None,
+    overwrite: options.Overwrite = False,
+    max_megapixels: Annotated[int, option("Refuse larger results.", min=1)] = 1100,
+    device: options.Device = "auto",
 ) -> Result:
     """Upscale pictures with a student. Alpha, 16 bits, EXIF and colour profile are kept.
 
     A picture that fails is named; exit code 1 then. Of PNG and TIFF even a large one needs little memory.
 
     dtkd upscale photo.jpg photo-x4.png
-    dtkd upscale ~/photos ~/photos-x4 --format webp
     dtkd upscale 'scans/**/*.tif' large --checkpoint runs/student --tile 256
     """
     from student.networks import load_network
@@ -294,18 +292,17 @@ def upscale(
 @_command
 def export(
     on_progress: OnProgress,
-    checkpoint: Annotated[str, _argument("CHECKPOINT", "Weight file, run folder or shipped student.")],
-    out: Annotated[Path, _argument("OUT", "FILE.safetensors, FILE.onnx, or a huggingface FOLDER.")],
-    kind: Annotated[_Form | None, _option("What to write, where the name does not say it.", "--format")] = None,
-    half: Annotated[bool, _option("Store weights as float16; computing stays float32.", "--half")] = False,
-    int8: Annotated[bool, _option("ONNX: linear layers in int8, faster on CPUs.", "--int8")] = False,
-    overwrite: _Overwrite = False,
+    checkpoint: Annotated[str, argument("CHECKPOINT", "Weight file, run folder or shipped student.")],
+    out: Annotated[Path, argument("OUT", "FILE.safetensors, FILE.onnx, or a huggingface FOLDER.")],
+    kind: Annotated[_Form | None, option("What to write, where the name does not say it.", "--format")] = None,
+    half: Annotated[bool, option("Store weights as float16; computing stays float32.", "--half")] = False,
+    int8: Annotated[bool, option("ONNX: linear layers in int8, faster on CPUs.", "--int8")] = False,
+    overwrite: options.Overwrite = False,
 ) -> Result:
     """Write a student in a form that other programs read.
 
     SwinIR's safetensors (chaiNNer, ComfyUI, spandrel); ONNX of any size, checked before it is written; or for the Hub.
 
-    dtkd export runs/student student.safetensors
     dtkd export runs/student student.onnx --half
     dtkd export runs/student my-student
     """
@@ -317,22 +314,19 @@ def export(
 @_command
 def bench(
     on_progress: OnProgress,
-    what: Annotated[Literal["student", "teacher"], _argument("student|teacher", "What to measure.")],
-    preset: Annotated[str, _option("Preset of the student.")] = "light",
-    bf16: Annotated[bool, _option("Student and peer under bf16 autocast.", "--bf16")] = False,
-    compiled: Annotated[bool, _option("Student and peer through torch.compile.", "--compile")] = False,
-    teacher: _Teacher = "embedded",
-    steps: _Steps = None,
-    corpus: Annotated[str, _option("Photos for the teacher, or: sample")] = "sample",
-    rounds: Annotated[int, _option("Turns in each case.", min=1)] = 5,
-    device: Annotated[str, _option("cpu, cuda or auto.")] = "cpu",
-    threads: Annotated[int, _option("Threads of CPU operators.", min=1)] = 2,
+    what: Annotated[Literal["student", "teacher"], argument("student|teacher", "What to measure.")],
+    preset: Annotated[str, option("Preset of the student.")] = "light",
+    compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
+    teacher: options.Teacher = "embedded",
+    steps: options.Steps = None,
+    corpus: Annotated[str, option("Photos for the teacher, or: sample")] = "sample",
+    rounds: Annotated[int, option("Turns in each case.", min=1)] = 5,
+    device: Annotated[str, option("cpu, cuda or auto.")] = "cpu",
+    threads: Annotated[int, option("Threads of CPU operators.", min=1)] = 2,
 ) -> Result:
-    """Measure speed and memory. The student has turns with spandrel's SwinIR; a teacher goes through stage one.
+    """Measure speed and memory. The student has turns with other programs; a teacher goes through stage one.
 
-    dtkd bench student
     dtkd bench student --preset tiny --rounds 9 --json
-    dtkd bench student --compile --threads 1
     dtkd bench teacher --rounds 3
     """
     from pipeline.system.device import choose
@@ -341,7 +335,7 @@ def bench(
     if what == "student":
         from student.bench import Setup, StudentBench, bench_student
 
-        setup = Setup(preset, device=chosen, threads=threads, compiled=compiled, bf16=bf16)
+        setup = Setup(preset, device=chosen, threads=threads, compiled=compiled)
         return StudentBench(setup, rounds, tuple(bench_student(setup, rounds)))
     from teacher_cache.bench import BuildSettings, TeacherBench, bench_teacher
     from teacher_cache.teachers import load

@@ -1,1 +1,1 @@
-"""What both stages must agree on: corpus, pairs, degradations, images, the cache schema, settings."""
+"""What both stages must agree on: photos, degradations, images, the cache, settings, the wavelet, what a teacher is."""

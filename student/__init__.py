@@ -1,1 +1,1 @@
-"""Stage two: the network, its loss and training, and everything that uses a trained student."""
+"""Stage two: the method (stream, loss, schedule), the network, its training, and what uses a trained student."""

@@ -20,7 +20,7 @@ from pipeline.system.files import atomic_write_bytes, ensure_dir, read_json
 from pipeline.system.outputs import check_file, check_folder
 from pipeline.system.results import plain
 from student.model.swinir import SwinIR
-from student.model.weight_files import load_student, read_metadata, save_student
+from student.model.weight_files import is_student, load_student, read_metadata, save_student
 from student.networks import find_checkpoint
 
 Format = Literal["safetensors", "onnx", "huggingface"]
@@ -131,15 +131,8 @@ def _refuse_what_is_there(checkpoint: Path, out: Path, kind: Format, overwrite: 
     if kind == "huggingface":
         check_folder(out, "a student", overwrite, _is_hub_folder, keep=[_CARD])
     else:
-        is_ours = _is_safetensors_student if kind == "safetensors" else _is_onnx_student
+        is_ours = is_student if kind == "safetensors" else _is_onnx_student
         check_file(out, f"a student ({kind})", overwrite, is_ours)
-
-
-def _is_safetensors_student(path: Path) -> bool:
-    try:
-        return bool(read_metadata(path))
-    except DtkdError:
-        return False
 
 
 def _is_onnx_student(path: Path) -> bool:
@@ -162,7 +155,7 @@ def _is_hub_folder(folder: Path) -> bool:
     return (
         isinstance(config, dict)
         and (config.get("model_type"), "preset" in config) == ("swinir", True)
-        and (not weights.exists() or _is_safetensors_student(weights))
+        and (not weights.exists() or is_student(weights))
     )
 
 

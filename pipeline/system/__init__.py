@@ -1,1 +1,1 @@
-"""The machine below: files, devices, signals, progress, errors."""
+"""The machine below: files, devices, signals, errors, progress, and how a command prints and fails."""

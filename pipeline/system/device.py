@@ -1,12 +1,12 @@
-"""Which device a process computes on, and what it is good at."""
+"""Which device a process computes on, what it is good at, and in which precision a network computes there."""
 
 import atexit
 import ctypes
 import functools
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.system.errors import UsageError
 
@@ -109,3 +109,25 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, most)
         if not mallopt(mmap_threshold, most):  # older versions take 32 MB at most
             mallopt(mmap_threshold, 32 << 20)
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""What a user may ask for."""
+ResolvedPrecision = Literal["fp32", "bf16"]
+"""What is computed in, and recorded with every result."""
+
+
+def resolve_precision(precision: Precision, device: str) -> ResolvedPrecision:
+    """What `precision` means on a device: `auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    if precision == "auto":
+        return "bf16" if fast_bf16(device) else "fp32"
+    return precision
+
+
+def autocast(precision: ResolvedPrecision, device: str) -> AbstractContextManager[object]:
+    """Context in which forward passes on a device have this precision; their backward passes have it anywhere."""
+    import torch
+
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)

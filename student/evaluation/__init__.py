@@ -1,1 +1,1 @@
-"""Measuring students: metrics, data, scores."""
+"""Measuring students: candidates, data, metrics, figures and how sure they are."""

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from student.model.cpu import forward, swin_block
+from student.model.cpu import swin_block
+from student.model.cpu.chunks import BlockWeights
 from student.model.windows import attention_mask, is_traced, merge, partition, relative_position_index
 
 
@@ -24,19 +25,21 @@ class Geometry:
     windows: tuple[int, int, int]
     """Batch, rows and columns of windows."""
     tiled: bool
-    """Whether blocks take the CPU's way (`cpu_blocks`)."""
+    """Whether blocks take the CPU's way (`swin_block`)."""
+    bf16: bool
+    """Whether its products take bfloat16 operands: autocast is on."""
     mask: Tensor | None
     """float32 (nW, 1, N, N); None if tiled."""
 
     @classmethod
-    def of(cls, x: Tensor, window: int) -> "Geometry":
-        """Geometry of features (B, C, H, W); masks are kept for the sizes used last."""
+    def of(cls, x: Tensor, window: int, weight: Tensor) -> "Geometry":
+        """Geometry of features (B, C, H, W) in a network with this weight; masks are kept for the sizes used last."""
         b, _, h, w = x.shape
-        windows, tiled = (b, h // window, w // window), swin_block.applies_to(x)
-        if tiled:
-            return cls(h, w, windows, tiled, None)
+        windows, bf16 = (b, h // window, w // window), torch.is_autocast_enabled(x.device.type)
+        if swin_block.applies_to(weight):
+            return cls(h, w, windows, True, bf16, None)
         mask = (attention_mask if is_traced() else _cached_mask)(h, w, window, window // 2, x.device)
-        return cls(h, w, windows, tiled, mask.unsqueeze(1))
+        return cls(h, w, windows, False, bf16, mask.unsqueeze(1))
 
 
 @lru_cache(maxsize=8)
@@ -92,7 +95,7 @@ class SwinBlock(nn.Module):
             factors = torch.stack([self._branch_factors(batch, tiles) for _ in range(2)])
             scales = factors.repeat_interleave(rows * columns, 1)
         attn = self.attn
-        weights = forward.BlockWeights(
+        weights = BlockWeights(
             self.norm1.weight,
             self.norm1.bias,
             attn.qkv.weight,
@@ -108,7 +111,7 @@ class SwinBlock(nn.Module):
             self.mlp.fc2.bias,
         )
         layout = swin_block.WindowLayout(self.window, batch, rows, columns, shifted=self.shift > 0)
-        return swin_block.run_block(tiles, weights, layout, scales, keep=not checkpointing)
+        return swin_block.run_block(tiles, weights, layout, scales, keep=not checkpointing, bf16=geometry.bf16)
 
 
 class WindowAttention(nn.Module):

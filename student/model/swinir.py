@@ -75,7 +75,8 @@ class SwinIRConfig:
 class SwinIR(nn.Module):
     """Super-resolution transformer: (B, 3, H, W) in [0, 1] to (B, 3, S * H, S * W), any H, W >= 1.
 
-    The result is not clipped. float32 or bfloat16, also under autocast; float16 is refused.
+    The result is not clipped. float32 or bfloat16; under autocast to bfloat16 weights and result are float32, and only
+    operands of products and convolutions are not. float16 is refused.
     """
 
     mean: Tensor
@@ -147,9 +148,21 @@ class SwinIR(nn.Module):
         self._refuse_half(lr)
         h, w = lr.shape[-2:]
         x = pad_to_multiple(lr, self.config.window) - self.mean.to(lr.dtype)
-        x = self.conv_first(x.contiguous(memory_format=torch.channels_last))
+        x = self._precisely(self.conv_first, x.contiguous(memory_format=torch.channels_last))
         x = self.conv_after_body(self._body(x)) + x
-        return self._reconstruct(x)[..., : h * self.scale, : w * self.scale]
+        sr = self._reconstruct(x)[..., : h * self.scale, : w * self.scale]
+        return sr + self.mean
+
+    def _precisely(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """A layer in the weights' own precision, also under autocast.
+
+        Rounding what goes into the first convolution or comes out of the last shifts colours: .02 dB (LOG.md,
+        2026-11-24).
+        """
+        if not torch.is_autocast_enabled(x.device.type):
+            return layer(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return layer(x.to(self.mean.dtype))
 
     def _refuse_half(self, lr: Tensor) -> None:
         device = lr.device.type
@@ -159,16 +172,18 @@ class SwinIR(nn.Module):
 
     def _body(self, x: Tensor) -> Tensor:
         """Residual groups: (B, C, H, W) to (B, C, H, W), channels last."""
-        geometry = Geometry.of(x, self.config.window)
+        geometry = Geometry.of(x, self.config.window, self.norm.weight)
+        if geometry.tiled:
+            x = x.float()  # the residual stream, also under autocast
         tokens = self.patch_embed.norm(x.permute(0, 2, 3, 1))  # (B, H, W, C)
         for group in self.layers:
             tokens = group(tokens, geometry, self.checkpointing and self.training)
         return self.norm(tokens).permute(0, 3, 1, 2)
 
     def _reconstruct(self, x: Tensor) -> Tensor:
-        """Features (B, C, H, W) to images (B, 3, S * H, S * W)."""
+        """Features (B, C, H, W) to images (B, 3, S * H, S * W), less the mean."""
         if self.config.upsampler == "pixelshuffledirect":
-            return self.upsample(x) + self.mean.to(x.dtype)
+            return self._precisely(self.upsample, x)
         x = self.conv_before_upsample(x)
         if self.config.upsampler == "pixelshuffle":
             x = self.upsample(x)
@@ -177,7 +192,7 @@ class SwinIR(nn.Module):
             if self.scale == 4:
                 x = F.leaky_relu(self.conv_up2(F.interpolate(x, scale_factor=2)), 0.2)
             x = F.leaky_relu(self.conv_hr(x), 0.2)
-        return self.conv_last(x) + self.mean.to(x.dtype)
+        return self._precisely(self.conv_last, x)
 
 
 class _PatchEmbed(nn.Module):
@@ -231,7 +246,7 @@ class _ResidualGroup(nn.Module):
     def forward(self, x: Tensor, geometry: Geometry, checkpointing: bool) -> Tensor:
         """(B, H, W, C) to (B, H, W, C)."""
         y = self.residual_group(x, geometry, checkpointing)
-        return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) + x
+        return self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).to(x.dtype) + x
 
 
 def _closing_conv(config: SwinIRConfig) -> nn.Module:

@@ -91,6 +91,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise _no_checkpoint(path, str(error)) from error
 
 
+def is_student(path: Path) -> bool:
+    """Whether `save_student` wrote a file."""
+    try:
+        return bool(read_metadata(path))
+    except DtkdError:
+        return False
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     """The bare state dict in a file."""
     kind = _kind(path)

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from pipeline import config
-from pipeline.system.errors import UsageError
-from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir
-from pipeline.system.progress import OnProgress, clock_text
+from pipeline.system.errors import DtkdError, UsageError
+from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
+from pipeline.system.outputs import check_folder
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from pipeline.system.words import plural
 from pipeline.training.run_folder import BusyRunError
 from student.evaluation.evaluate import EvaluationSettings, evaluate
@@ -37,6 +38,7 @@ from student.training.loop import train
 from student.training.settings import RunSettings
 
 TIMED_STEPS = 4
+RESULT = "ablation.json"
 
 
 class Trial(NamedTuple):
@@ -89,14 +91,20 @@ def step_seconds(cache: Path, settings: RunSettings) -> float:
     return min(took)
 
 
-def cost_lines(planned: Sequence[Trial], seconds: float) -> list[str]:
-    """What the ablation will cost, for people, before it starts."""
+def announced(cache: Path, planned: Sequence[Trial]) -> ProgressEvent:
+    """The first event of an ablation, which tells what it will cost, from a few training steps on this machine."""
+    seconds = step_seconds(planned[0].arm.cache or cache, planned[0].settings)
+    return ProgressEvent(0, 0, "steps", summary=cost_line(planned, seconds))
+
+
+def cost_line(planned: Sequence[Trial], seconds: float) -> str:
+    """What the ablation will cost at so many seconds a step, for people."""
     steps = sum(trial.settings.train.steps for trial in planned)
     arms, seeds = len({trial.arm.name for trial in planned}), len({trial.seed for trial in planned})
-    return [
+    return (
         f"{plural(arms, 'arm')} x {plural(seeds, 'seed')}: {steps} steps of {seconds:.2f} s, about "
         f"{clock_text(steps * seconds)} in one process on a CPU, evaluation aside"
-    ]
+    )
 
 
 def ablate(
@@ -107,8 +115,8 @@ def ablate(
     data: Path,
     metrics: Sequence[str],
     on_progress: OnProgress | None = None,
-) -> Ablation | None:
-    """Train what is left to train, then compare; None where other processes are still training.
+) -> Ablation:
+    """Train what is left to train, then compare.
 
     Args:
         cache: the teacher cache of arms that name none.
@@ -120,21 +128,35 @@ def ablate(
         on_progress: called after every training step and image.
 
     Raises:
-        DtkdError: as `train` and `evaluate`.
+        DtkdError: as `train` and `evaluate`; `out` holds something else; or others are still training the rest.
         KeyboardInterrupt: a signal stopped a training; the same command goes on.
     """
+    check_folder(out, "an ablation", True, _is_ablation)
     ensure_dir(out)
+    if not (out / RESULT).exists():  # so that the folder is known as ours from the first run on
+        atomic_write_json(out / RESULT, {"grid": grid.name, "baseline": grid.arms[0].name, "finished": False})
     busy = [trial for trial in planned if not _train(cache, out, trial, on_progress)]
     if busy:
-        return None
+        raise DtkdError(
+            f"{out}: other processes are training {plural(len(busy), 'run')}: the same command goes on later"
+        )
     students = [out / trial.name for trial in planned]
     how, pictures = EvaluationSettings(tuple(metrics)), out / "evaluation"
     measured = evaluate(students, data, how, out=pictures, overwrite=True, on_progress=on_progress)
     found = _compare(grid, planned, measured, data)
-    atomic_write_json(out / "ablation.json", found.to_json())
+    atomic_write_json(out / RESULT, {**found.to_json(), "finished": True})
     atomic_write_bytes(out / "ablation.md", found.markdown().encode())
     atomic_write_bytes(out / "ablation.svg", ablation_svg(found).encode())
     return found
+
+
+def _is_ablation(folder: Path) -> bool:
+    """Whether `ablate` has begun a folder."""
+    try:
+        record = read_json(folder / RESULT)
+    except (OSError, DtkdError):
+        return False
+    return isinstance(record, dict) and {"grid", "baseline", "finished"} <= record.keys()
 
 
 def _train(cache: Path, out: Path, trial: Trial, on_progress: OnProgress | None) -> bool:

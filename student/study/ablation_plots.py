@@ -1,6 +1,7 @@
 """An ablation as one page of plots: every arm's difference to the baseline, with its interval."""
 
 import io
+from typing import Any
 
 import matplotlib
 
@@ -15,7 +16,12 @@ _COLOURS = {"better": "#3fa66b", "worse": "#c9453b", "no difference": "#9a9a9a"}
 
 def ablation_svg(found: Ablation) -> str:
     """One panel a metric; SVG."""
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "ablation"}
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "ablation",
+    }
     with pyplot.rc_context(style):
         width, height = 1.6 + 3.2 * len(found.metrics), 1.3 + 0.32 * len(found.changes)
         figure, panels = pyplot.subplots(

@@ -83,6 +83,9 @@ class Audit:
     weights: tuple[float, float, float] | None
     """Calibrated, of low, mid and high; needs a student and a second seed."""
 
+    failure = None
+    """See `pipeline.system.results.Result`."""
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values; intervals are [value, low, high]."""
         rows = {

@@ -87,7 +87,7 @@ def _weights(axes: Axes, found: Audit) -> None:
         places = np.arange(len(GROUPS)) + 0.8 * (offset / len(modes) - 0.5)
         axes.bar(places, np.array(values) / sum(values), 0.8 / len(modes), label=name, align="edge")
     axes.set_xticks(range(len(GROUPS)), GROUPS)
-    axes.legend(frameon=False)
+    _legend_above(axes)
 
 
 def _bars(axes: Axes, bands: Sequence[BandAudit], series: dict[str, list[Interval | None]]) -> None:
@@ -100,7 +100,13 @@ def _bars(axes: Axes, bands: Sequence[BandAudit], series: dict[str, list[Interva
         axes.bar(places, heights, 0.8 / len(drawn), align="edge", color=_COLOURS[name], label=name,
                  yerr=_spread(intervals), error_kw={"linewidth": 0.8})  # fmt: skip
     axes.set_xticks(range(len(bands)), [band.name for band in bands])
-    axes.legend(frameon=False)
+    _legend_above(axes)
+
+
+def _legend_above(axes: Axes) -> None:
+    """Over the bars, with room made for it."""
+    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
+    axes.legend(frameon=False, loc="upper left", ncols=3)
 
 
 def _spread(intervals: Sequence[Interval]) -> np.ndarray:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from pipeline.system.errors import DtkdError
+from pipeline.system.outputs import check_file, check_suffix
 from student import checkpoint
 from student.model import SwinIR
-from student.model.weight_files import read_metadata
+from student.model.weight_files import is_student, read_metadata
 from student.networks import find_checkpoint, name_of
 
 
@@ -27,6 +28,9 @@ class Mixture:
     b: str
     share: float
     """Of B."""
+
+    failure = None
+    """See `pipeline.system.results.Result`."""
 
     def lines(self) -> list[str]:
         """What the command prints."""
@@ -58,7 +62,7 @@ def mix(a: SwinIR, b: SwinIR, share: float) -> SwinIR:
     return mixed
 
 
-def mix_files(a: str, b: str, out: Path, share: float) -> Mixture:
+def mix_files(a: str, b: str, out: Path, share: float, overwrite: bool = False) -> Mixture:
     """Write the mixture of two students as a weight file.
 
     Args:
@@ -66,12 +70,13 @@ def mix_files(a: str, b: str, out: Path, share: float) -> Mixture:
         b: the same of the student at share 1.
         out: file to write, `.safetensors`.
         share: of B, 0 to 1.
+        overwrite: replace an earlier student there.
 
     Raises:
         DtkdError: a student cannot be read, they do not fit, or the file cannot be written.
     """
-    if out.suffix != ".safetensors":
-        raise DtkdError(f"a mixture is written as FILE.safetensors, got {out}")
+    check_suffix(out, (".safetensors",), "a mixture")
+    check_file(out, "a student", overwrite, is_student)
     first, second = find_checkpoint(a), find_checkpoint(b)
     mixed = mix(checkpoint.load(first), checkpoint.load(second), share)
     checkpoint.save(mixed, out, {"mixture": {"a": _origin(first), "b": _origin(second), "share": share}})

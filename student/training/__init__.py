@@ -1,1 +1,1 @@
-"""Training a student from a cache."""
+"""Training a student from a cache: the loop, its settings and its state."""

@@ -1,1 +1,1 @@
-"""Upscaling people's pictures: tiles, reading, writing."""
+"""Upscaling of whole pictures: which ones, reading, tiles, writing."""

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import Corpus, Skipped, Source, partition
+from pipeline.corpus import Corpus, Skipped, Source, split_photos
 from pipeline.schema import (
     SCHEMA,
     Json,
@@ -140,7 +140,7 @@ def lay_out(corpus: Corpus, settings: BuildSettings) -> Layout:
     """
     sources = _limited(corpus.sources, settings.limit)
     identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
-    parts = partition(sources, settings.hold_out)
+    parts = split_photos(sources, settings.hold_out)
     shards = (*_cut(parts.train, "train", settings), *_cut(parts.val, "val", settings))
     return Layout(corpus, tuple(sources), identities, shards, _layout_fingerprint(identities, settings))
 
@@ -175,7 +175,7 @@ def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
     seen = {s.id for s in layout.sources if sample_file(s.path) in teacher.trained_on} if teacher.trained_on else set()
 
     def held_out(count: int) -> list[str]:
-        return [source.id for source in partition(layout.sources, count).val if source.id in seen]
+        return [source.id for source in split_photos(layout.sources, count).val if source.id in seen]
 
     if wrong := held_out(hold_out):
         most = next(count for count in range(hold_out - 1, -1, -1) if not held_out(count))
@@ -218,7 +218,7 @@ def _layout_fingerprint(sources: Sequence[tuple[str, int, int, str]], settings: 
 def _version(package: str) -> str | None:
     """Public version: processes with and without a GPU share a cache, `2.13.0+cpu` and `2.13.0+cu126`."""
     try:
-        return metadata.version(package).partition("+")[0]
+        return metadata.version(package).split_photos("+")[0]
     except metadata.PackageNotFoundError:
         return None
 

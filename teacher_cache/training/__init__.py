@@ -1,1 +1,1 @@
-"""Training an embedded-class teacher on photos."""
+"""Training a teacher of the embedded kind on photos: the loop, its settings, losses and patches."""

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline.corpus import Partition, Skipped, Source, partition, scan
+from pipeline.corpus import Partition, Skipped, Source, scan, split_photos
 from pipeline.system.errors import INTERRUPTED, DtkdError
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from pipeline.system.results import plain
@@ -212,7 +212,7 @@ def _loss(
 def _split(sources: tuple[Source, ...], hold_out: int) -> Partition:
     if hold_out >= len(sources):
         raise DtkdError(f"{len(sources)} usable photos cannot spare data.hold_out={hold_out}: lower it, or add photos")
-    return partition(sources, hold_out)
+    return split_photos(sources, hold_out)
 
 
 def _stream(

@@ -7,53 +7,46 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from student import bench
+from student import bench, contenders
+from student.contenders import AbsentError
 from teacher_cache.bench import Part, bench_lines, start_and_step
 
 
 @pytest.fixture(autouse=True)
 def one_small_case(monkeypatch):
     monkeypatch.setattr(bench, "CASES", (("inference", (1, 8, 9)),))
-    monkeypatch.setattr(bench, "_peak_memory", lambda setup, task, size, index: (index + 1) * 10**6)
+    monkeypatch.setattr(bench, "_peak_memory", lambda setup, task, size, contender: None)  # takes a process each
 
 
 def run(*args):
     return CliRunner().invoke(cli.app, ["bench", *args, "--threads", "1"])
 
 
-def test_a_table_of_student_and_peer():
+def test_a_table_of_programs():
     done = run("student", "--preset", "tiny", "--rounds", "1")
-    head, row = done.stdout.splitlines()
+    head, *rows = done.stdout.splitlines()
     assert done.exit_code == 0
-    assert head.split() == [
-        "task",
-        "BxHxW",
-        "seconds",
-        "peer",
-        "ratio",
-        "spread",
-        "MB",
-        "peer",
-        "MB",
-        "max",
-        "difference",
-    ]
-    assert row.split()[:2] == ["inference", "1x8x9"] and len(row.split()) == 11  # the spread is "a to b"
+    assert head.split() == ["task", "BxHxW", "program", "seconds", "speed", "spread", "MB", "max", "difference"]
+    programs = ["dtkd fp32", "dtkd bf16", "spandrel fp32", "ONNX Runtime fp32", "OpenVINO fp32", "OpenVINO bf16"]
+    assert len(rows) == len(programs)
+    for row, program in zip(rows, programs, strict=True):
+        assert row.startswith("inference") and f"1x8x9       {program} " in row
 
 
-def test_json_and_no_peer(monkeypatch):
-    monkeypatch.setattr(bench, "_spandrel_twin", lambda model: None)
+def test_json_and_a_program_that_is_absent(monkeypatch):
+    def absent(model):
+        raise AbsentError("not here")
+
+    monkeypatch.setattr(contenders, "spandrel_twin", absent)
     found = json.loads(run("student", "--preset", "tiny", "--rounds", "1", "--json").stdout)
-    (row,) = found["rows"]
-    assert found["preset"] == "tiny" and row["seconds"] > 0 and row["peer_seconds"] is None
-    assert run("student", "--preset", "tiny", "--rounds", "1").stdout.splitlines()[1].split()[3:] == [
-        "-",
-        "-",
-        "-",
-        "1",
-        "-",
-        "-",
-    ]
+    rows = {(row["program"], row["precision"]): row for row in found["rows"]}
+    assert found["preset"] == "tiny" and rows["dtkd", "bf16"]["seconds"] > 0
+    spandrel = rows["spandrel", "fp32"]
+    assert (spandrel["absent"], spandrel["seconds"], spandrel["speed"]) == ("not here", None, None)
+    (line,) = (
+        line for line in run("student", "--preset", "tiny", "--rounds", "1").stdout.splitlines() if "spandrel" in line
+    )
+    assert line.split()[4:] == ["-"] * 5 + ["not", "here"]
 
 
 def test_wrong_usage():

@@ -15,7 +15,8 @@ from teacher_cache.building.plan import BuildSettings
 from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
-    "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "upscale", "export", "bench",
+    "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "audit", "ablate", "mix",
+    "upscale", "export", "bench",
 )  # fmt: skip
 
 
@@ -54,6 +55,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         "student.evaluation.evaluate.evaluate", "teacher_cache.training.loop.train_teacher",
         "student.report.write.write_report",
         "teacher_cache.building.verify.load_teacher", "student.upscaling.upscale.upscale", "student.export.export",
+        "student.study.audit_files.audit_cache", "student.study.ablate.announced", "student.study.mix.mix_files",
         "student.bench.bench_student", "student.networks.load_network",
     )  # fmt: skip
     for place in places:  # all before the first is replaced: who imports it later would keep the replacement

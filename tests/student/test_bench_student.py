@@ -1,57 +1,114 @@
 """The side-by-side benchmark: that it measures what it says, never how fast."""
 
+import builtins
+import sys
+
 import pytest
 import torch
 
 from pipeline.system.errors import DtkdError
-from student import bench
+from student import bench, contenders
+from student.bench import bench_lines, bench_student
+from student.contenders import CONTENDERS, Setup
+
+OUTSIDE = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(autouse=True)
 def small_cases(monkeypatch):
     monkeypatch.setattr(bench, "CASES", (("inference", (1, 8, 9)), ("training", (2, 8, 8))))
-    monkeypatch.setattr(bench, "_peak_memory", lambda setup, task, size, index: index + 1)
 
 
-def test_rows_compare_with_spandrel():
-    torch.manual_seed(0)
+def small(**settings) -> Setup:
+    return Setup("tiny", threads=1, **{"memory": False, **settings})
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """Make modules impossible to import."""
+    real = builtins.__import__
+
+    def remove(*names):
+        def fake(name, *args, **kwargs):
+            if name in names:
+                raise ImportError(name)
+            return real(name, *args, **kwargs)
+
+        monkeypatch.setattr(builtins, "__import__", fake)
+
+    return remove
+
+
+def test_every_program_runs_the_same_network():
     threads = torch.get_num_threads()
-    inference, training = bench.bench_student(bench.Setup("tiny", threads=1), rounds=2)
+    rows = bench_student(small(), rounds=2)
     assert torch.get_num_threads() == threads
-    assert (inference.task, inference.size, training.task, training.size) == ("inference", "1x8x9", "training", "2x8x8")
-    for row in (inference, training):
+    inference, training = ([row for row in rows if row.task == task] for task in ("inference", "training"))
+    assert [(row.program, row.precision) for row in inference] == list(CONTENDERS)
+    assert [(row.program, row.precision) for row in training] == list(CONTENDERS[:3])
+    assert {row.size for row in inference} == {"1x8x9"} and {row.size for row in training} == {"2x8x8"}
+    for row in (row for row in rows if row.absent is None):
         assert row.spread is not None
-        assert 0 < row.spread[0] <= row.ratio <= row.spread[1]
-        assert row.max_difference < 1e-5
-        assert (row.memory, row.peer_memory) == (1, 2)
+        assert 0 < row.spread[0] <= row.speed <= row.spread[1]
+        assert row.memory is None
+        assert row.max_difference < (1e-5 if row.precision == "fp32" else 0.05), row
+        assert row.max_difference > 1e-6 or row.precision == "fp32", row
+    assert inference[0].speed == training[0].speed == 1
+    assert all(row.absent is None for row in training)
 
 
-def test_rows_without_a_peer(monkeypatch):
-    monkeypatch.setattr(bench, "_spandrel_twin", lambda model: None)
-    rows = bench.bench_student(bench.Setup("tiny", threads=None), rounds=1)
-    assert all(row.seconds > 0 and row.ratio is None for row in rows)
+def test_a_twin_of_other_weights_is_seen(monkeypatch):
+    """The differences are measured, not assumed."""
+    real = contenders.spandrel_twin
+
+    def changed(model):
+        twin = real(model)
+        with torch.no_grad():
+            twin.conv_first.weight.mul_(1.5)
+        return twin
+
+    monkeypatch.setattr(contenders, "spandrel_twin", changed)
+    for row in bench_student(small(), rounds=1):
+        assert row.program != "spandrel" or row.max_difference > 1e-4
 
 
-def test_peak_memory_grows_with_the_picture(monkeypatch):
-    monkeypatch.undo()
-    setup = bench.Setup("tiny", threads=1)
-    small, large = (bench._peak_memory(setup, "training", (1, side, side), 1) for side in (16, 96))
-    assert large - small > 96 * 96 * 48 * 4  # the features alone
+def test_a_program_that_is_not_installed_says_so(without):
+    without(*OUTSIDE, "spandrel")
+    rows = bench_student(small(), rounds=1)
+    assert {row.program for row in rows if row.absent is None} == {"dtkd"}
+    lines = bench_lines(rows)
+    assert len(lines) == 1 + len(rows)
+    for program in ("spandrel", "ONNX Runtime", "OpenVINO"):
+        assert any(program in line and line.endswith("pip install 'dtkd[bench]'") for line in lines)
 
 
-def test_bf16_is_nearly_the_same():
-    inference, _ = bench.bench_student(bench.Setup("tiny", threads=1, bf16=True), rounds=1)
-    assert 1e-6 < inference.max_difference < 0.05
+def test_openvino_without_bf16_says_so(monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.CompiledModel, "get_property", lambda self, name: openvino.Type.f32)
+    absent = {row.precision: row.absent for row in bench_student(small(), rounds=1) if row.program == "OpenVINO"}
+    assert absent == {"fp32": None, "bf16": "has no bf16 on this processor"}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell")
+def test_memory_is_that_of_the_case(monkeypatch):
+    monkeypatch.setattr(bench, "CASES", (("training", (1, 96, 96)),))
+    features = 96 * 96 * 48 * 4
+    large = bench_student(small(memory=True), rounds=1)
+    assert [row.program for row in large] == ["dtkd", "dtkd", "spandrel"]
+    assert all(row.memory > features for row in large)
+    assert large[1].memory < large[0].memory  # bfloat16 activations
+    tiny = bench._peak_memory(small(), "training", (1, 16, 16), CONTENDERS[0])
+    assert large[0].memory - tiny > features
 
 
 @pytest.mark.slow
-def test_both_compiled():
-    for row in bench.bench_student(bench.Setup("tiny", threads=1, compiled=True), rounds=1):
-        assert row.ratio > 0 and row.max_difference < 1e-5
+def test_compiled():
+    for row in bench_student(small(compiled=True), rounds=1):
+        assert row.max_difference < (1e-5 if row.precision == "fp32" else 0.05), row
 
 
 def test_wrong_settings():
     with pytest.raises(DtkdError, match="rounds"):
-        bench.bench_student(bench.Setup("tiny"), rounds=0)
+        bench_student(small(), rounds=0)
     with pytest.raises(DtkdError, match="no preset"):
-        bench.bench_student(bench.Setup("huge"))
+        bench_student(Setup("huge"))

@@ -12,17 +12,19 @@ Three things make this several times faster than whole-image operators, at the s
   copy, and all products are in the orientation that the matrix library does fastest for small d.
 * Forward and backward run chunk by chunk, so that what one step writes the next one finds in cache. The backward pass
   takes products of the forward pass or, with `keep=False`, computes everything again from the block's input.
+
+Both passes exist twice: in float32, equal to whole-image operators, and with bfloat16 products, for autocast.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from student.model.cpu.backward import backward_chunks
-from student.model.cpu.forward import BatchWindows, BlockWeights, forward_chunks, scatter
+from student.model.cpu import bf16_backward, bf16_forward, fp32_backward, fp32_forward
+from student.model.cpu.chunks import BatchWindows, BlockWeights, Chunk, scatter
 from student.model.windows import attention_mask, is_traced, relative_position_index
 
 
@@ -37,13 +39,13 @@ class WindowLayout(NamedTuple):
     shifted: bool
 
 
-def applies_to(x: Tensor) -> bool:
-    """Whether this path is right for features `x`: float32 on a CPU, without autocast, run eagerly or compiled.
+def applies_to(weight: Tensor) -> bool:
+    """Whether this path is right for a network with this weight: float32 on a CPU, run eagerly or compiled.
 
     Exported programs and ONNX files consist of standard operators alone.
     """
     eager = not is_traced() or (torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting())
-    return eager and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return eager and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 @cache
@@ -72,7 +74,7 @@ def from_tiles(tiles: Tensor, window: int, size: torch.Size) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def windows_of(batch: int, rows: int, columns: int, shifted: bool) -> BatchWindows:
+def batch_windows(batch: int, rows: int, columns: int, shifted: bool) -> BatchWindows:
     """Windows of `batch` images of rows x columns windows; shifted ones start one tile further and wrap around."""
     with torch.inference_mode(False):
         tile = torch.arange(batch * rows * columns * 4, device="cpu").view(batch, 2 * rows, 2 * columns)
@@ -108,7 +110,9 @@ def window_bias(table: Tensor, window: int, shifted: bool) -> Tensor:
     return bias + masks if shifted else bias
 
 
-def run_block(tiles: Tensor, weights: BlockWeights, layout: WindowLayout, scales: Tensor | None, keep: bool) -> Tensor:
+def run_block(
+    tiles: Tensor, weights: BlockWeights, layout: WindowLayout, scales: Tensor | None, *, keep: bool, bf16: bool
+) -> Tensor:
     """One block.
 
     Args:
@@ -117,38 +121,54 @@ def run_block(tiles: Tensor, weights: BlockWeights, layout: WindowLayout, scales
         layout: the windows, plain or shifted.
         scales: None, or factors of the attention and the MLP branch of each window, (2, B * nW) (stochastic depth).
         keep: keep activations for the backward pass, rather than compute them again; compiled, they never are.
+        bf16: take bfloat16 operands for products.
     """
     if is_traced():
-        return _operator(tiles, list(weights), scales, [*layout[:-1], int(layout.shifted)])
+        return _operator(tiles, list(weights), scales, [*layout[:-1], int(layout.shifted)], bf16)
     _keep_working_memory()
-    weights, where = _prepared(weights, layout)
-    if torch.is_grad_enabled():
-        return _Block.apply(tiles, *weights, where.tiles, where.kind, scales, keep)
-    return _run(tiles, tiles, weights, where, scales)
+    with torch.autocast("cpu", enabled=False):
+        weights, windows = _prepared(weights, layout)
+        if torch.is_grad_enabled():
+            return _Block.apply(tiles, *weights, *windows, scales, keep, bf16)
+        return _run(tiles, tiles, weights, windows, scales, bf16)
 
 
 def _prepared(weights: BlockWeights, layout: WindowLayout) -> tuple[BlockWeights, BatchWindows]:
     """Weights with the bias of each kind of window, and the windows."""
     window, *size, shifted = layout
-    return weights._replace(bias=window_bias(weights.bias, window, shifted)), windows_of(*size, shifted)
+    return weights._replace(bias=window_bias(weights.bias, window, shifted)), batch_windows(*size, shifted)
 
 
-def _run(tiles: Tensor, out: Tensor, weights: BlockWeights, where: BatchWindows, scales: Tensor | None) -> Tensor:
+def _run(
+    tiles: Tensor, out: Tensor, weights: BlockWeights, windows: BatchWindows, scales: Tensor | None, bf16: bool
+) -> Tensor:
     """Without autograd, into `out`, which may be the tiles themselves."""
-    for chunk, activations in forward_chunks(tiles, weights, where, scales):
+    for chunk, activations in _passes(bf16).forward(tiles, weights, windows, scales):
         scatter(out, chunk, activations.out)
     return out
+
+
+class _Passes(NamedTuple):
+    """The two passes of a precision; what the forward pass yields of a chunk is for its own backward pass alone."""
+
+    forward: Callable[..., Iterator[tuple[Chunk, Any]]]
+    backward: Callable[..., tuple[Tensor, ...]]
+
+
+def _passes(bf16: bool) -> _Passes:
+    if bf16:
+        return _Passes(bf16_forward.forward_chunks, bf16_backward.backward_chunks)
+    return _Passes(fp32_forward.forward_chunks, fp32_backward.backward_chunks)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tiles, *inputs):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *inputs, keep = inputs
+        *inputs, keep, ctx.bf16 = inputs
         ctx.save_for_backward(tiles, *inputs)
         kept, out = [], torch.empty_like(tiles)
-        for chunk, activations in forward_chunks(
-            tiles, BlockWeights(*inputs[:13]), BatchWindows(*inputs[13:15]), inputs[15]
-        ):
+        weights, windows, scales = _unpacked(inputs)
+        for chunk, activations in _passes(ctx.bf16).forward(tiles, weights, windows, scales):
             scatter(out, chunk, activations.out)
             if keep:
                 kept.append((chunk, activations._replace(out=None)))
@@ -159,12 +179,19 @@ class _Block(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         tiles, *inputs = ctx.saved_tensors
-        weights = BlockWeights(*inputs[:13])
-        chunks = ctx.kept or forward_chunks(tiles, weights, BatchWindows(*inputs[13:15]), inputs[15], to_out=False)
-        grads = backward_chunks(grad, chunks, weights)
+        weights, windows, scales = _unpacked(inputs)
+        with torch.autocast("cpu", enabled=False):
+            chunks = ctx.kept or _passes(ctx.bf16).forward(tiles, weights, windows, scales, to_out=False)
+            grads = _passes(ctx.bf16).backward(grad, chunks, weights)
         ctx.kept = []  # frees memory now; a second backward pass through the graph computes again
         wanted = ctx.needs_input_grad[:14]
-        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None, None
+        nothing = [None] * (len(ctx.needs_input_grad) - len(wanted))
+        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *nothing
+
+
+def _unpacked(inputs: Sequence[Tensor]) -> tuple[BlockWeights, BatchWindows, Tensor | None]:
+    *weights, tiles, kind, scales = inputs
+    return BlockWeights(*weights), BatchWindows(tiles, kind), scales
 
 
 # For torch.compile: a block is one operator, because what the compiler would make of its parts is several times slower.
@@ -176,46 +203,50 @@ def _layout(numbers: Sequence[int]) -> WindowLayout:
 
 
 @torch.library.custom_op("dtkd::swin_block", mutates_args=(), device_types="cpu")
-def _operator(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]) -> Tensor:
+def _operator(
+    tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int], bf16: bool
+) -> Tensor:
     _keep_working_memory()
-    prepared, where = _prepared(BlockWeights(*weights), _layout(layout))
-    return _run(tiles, torch.empty_like(tiles), prepared, where, scales)
+    with torch.autocast("cpu", enabled=False):
+        prepared, windows = _prepared(BlockWeights(*weights), _layout(layout))
+        return _run(tiles, torch.empty_like(tiles), prepared, windows, scales, bf16)
 
 
 @torch.library.custom_op("dtkd::swin_block_backward", mutates_args=(), device_types="cpu")
 def _operator_backward(
-    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]
+    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int], bf16: bool
 ) -> list[Tensor]:
     """Gradients of the tiles and of each of the weights."""
-    prepared, where = _prepared(BlockWeights(*weights), _layout(layout))
-    chunks = forward_chunks(tiles, prepared, where, scales, to_out=False)
-    grad_tiles, *grads = backward_chunks(grad.contiguous(), chunks, prepared)
+    with torch.autocast("cpu", enabled=False):
+        prepared, windows = _prepared(BlockWeights(*weights), _layout(layout))
+        chunks = _passes(bf16).forward(tiles, prepared, windows, scales, to_out=False)
+        grad_tiles, *grads = _passes(bf16).backward(grad.contiguous(), chunks, prepared)
     grads = BlockWeights(*grads)
     table, (index, _) = torch.zeros_like(BlockWeights(*weights).bias), _tables(layout[0])
     return [grad_tiles, *grads._replace(bias=table.index_add_(0, index, grads.bias.sum(0).flatten(1).t()))]
 
 
 @_operator.register_fake
-def _(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]) -> Tensor:
+def _(tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int], bf16: bool) -> Tensor:
     return torch.empty_like(tiles)
 
 
 @_operator_backward.register_fake
 def _(
-    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int]
+    grad: Tensor, tiles: Tensor, weights: Sequence[Tensor], scales: Tensor | None, layout: Sequence[int], bf16: bool
 ) -> list[Tensor]:
     return [torch.empty_like(x) for x in (tiles, *weights)]
 
 
 def _save(ctx, inputs, output) -> None:
-    tiles, weights, scales, ctx.layout = inputs
+    tiles, weights, scales, ctx.layout, ctx.bf16 = inputs
     ctx.save_for_backward(tiles, scales, *weights)
 
 
 def _differentiate(ctx, grad):
     tiles, scales, *weights = ctx.saved_tensors
-    grad_tiles, *grads = _operator_backward(grad, tiles, weights, scales, ctx.layout)
-    return grad_tiles, grads, None, None
+    grad_tiles, *grads = _operator_backward(grad, tiles, weights, scales, ctx.layout, ctx.bf16)
+    return grad_tiles, grads, None, None, None
 
 
 _operator.register_autograd(_differentiate, setup_context=_save)

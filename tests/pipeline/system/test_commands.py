@@ -69,7 +69,8 @@ def test_a_failure_beside_a_result_is_a_line_and_an_exit_code(capsys, as_json):
 
 
 def test_of_several_processes_only_the_first_one_speaks(capsys, monkeypatch):
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("pipeline.system.device.first_process", lambda: False)
     run(count=3, as_json=False)
     commands.note("a warning")
     assert capsys.readouterr() == ("", "")

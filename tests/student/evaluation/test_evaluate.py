@@ -174,7 +174,10 @@ def test_a_pipe_is_not_waited_for(photos, tmp_path):
         os.mkfifo(tmp_path / kind / "x.png")
         (tmp_path / kind / "y.png").symlink_to(min((photos / kind).iterdir()))
     found = evaluate(["bicubic"], tmp_path, FIDELITY)
-    assert [(item.id, item.reason) for item in found.skipped] == [("x.png", "no regular file")]
+    assert [(item.id, item.reason) for item in found.skipped] == [
+        ("LR/x.png", "no regular file"),
+        ("x.png", "no regular file"),
+    ]
     assert len(found.candidates[0].images) == 1
 
 

@@ -2,20 +2,17 @@
 
 import math
 
-from student.evaluation.evaluate import CandidateScores, Evaluation, Score
 from student.evaluation.metrics import Loaded, Metric
+from student.evaluation.scores import CandidateScores, Evaluation, Score, exact_images
 from student.evaluation.scores_text import score_lines
 
 
 def evaluation(**figures):
     """Of candidates with the given psnr_y on the images 0, 1, ..."""
     metric = Metric("psnr_y", "gt", False, {}, lambda sr, reference, border: 0.0)
-    candidates = tuple(
-        CandidateScores(
-            name, "student", None, 1000, tuple(Score(str(i), {"psnr_y": v}, 0.5) for i, v in enumerate(row))
-        )
-        for name, row in figures.items()
-    )
+    rows = {name: tuple(Score(str(i), {"psnr_y": v}, 0.5) for i, v in enumerate(row)) for name, row in figures.items()}
+    exact = exact_images([score for row in rows.values() for score in row])
+    candidates = tuple(CandidateScores(name, "student", None, 1000, row, exact) for name, row in rows.items())
     return Evaluation("data", "HR", 4, 4, "cpu", Loaded((metric,), ()), candidates, ())
 
 
@@ -27,8 +24,12 @@ def test_a_table_of_means():
     assert score_lines(evaluation(run=[20.0]), {})[-1].startswith("1 image, ")
 
 
-def test_equal_pictures_do_not_make_a_mean_infinite():
-    lines = score_lines(evaluation(some=[20.0, math.inf, 30.0], every=[math.inf] * 3, none=[20.0, 21.0, 22.0]), {})
-    assert [line.split()[1] for line in lines[1:4]] == ["25.0000*", "equal", "21.0000"]
-    assert lines[5] == "* without the images that equal their reference, where psnr is infinite"
-    assert "inf " not in " ".join(lines)
+def test_an_image_that_one_restored_exactly_is_in_nobodys_mean():
+    lines = score_lines(evaluation(some=[20.0, math.inf, 30.0], none=[20.0, 21.0, 22.0]), {})
+    assert [line.split()[1] for line in lines[1:3]] == ["25.0000", "21.0000"]
+    assert "psnr_y is infinite on 1, which a candidate restored exactly: left out of all its means" in lines
+
+
+def test_a_candidate_that_is_exact_everywhere_is_equal():
+    lines = score_lines(evaluation(every=[math.inf] * 2, other=[20.0, 21.0]), {})
+    assert [line.split()[1] for line in lines[1:3]] == ["equal", "-"]

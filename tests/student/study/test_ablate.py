@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -7,11 +10,20 @@ from PIL import Image
 from skimage import data as photos
 from tiny_cache import write_cache
 
-from student.study.ablate import ablate, cost_lines, step_seconds, trials
+from pipeline.system.errors import DtkdError
+from student.study.ablate import ablate, announced, cost_line, step_seconds, trials
 from student.study.ablation_plots import ablation_svg
 from student.study.grids import GT_ONLY, Arm, Grid
 
-BASE = ["model.preset=tiny", "train.steps=2", "train.batch_size=2", "train.patch=8", "data.workers=0"]
+ROOT = Path(__file__).parents[3]
+BASE = [
+    "model.preset=tiny",
+    "train.steps=2",
+    "train.batch_size=2",
+    "train.patch=8",
+    "train.log_every=1",
+    "data.workers=0",
+]
 GRID = Grid("two", (GT_ONLY, Arm("strong", ("loss.lambda_max=50", "loss.schedule=constant"))))
 
 
@@ -60,17 +72,35 @@ def test_arms_share_order_and_initial_weights_and_a_second_call_trains_nothing(m
     again = ablate(cache, folder / "out", GRID, planned, folder / "set", ("psnr_y", "ssim_y"))
     assert again.comparisons == found.comparisons
     assert {path: path.read_bytes() for path in logs} == logs
-    first = {name: next(iter(_rows(folder / "out" / f"{name}-seed0"))) for name in ("gt-only", "strong")}
-    assert first["gt-only"]["l1"] != 0
+    first = {path.parent.name: json.loads(data.splitlines()[0])["l1"] for path, data in logs.items()}
+    assert first["gt-only-seed0"] == first["strong-seed0"] != first["gt-only-seed1"] == first["strong-seed1"]
 
 
-def _rows(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+def test_a_folder_of_others_is_left_alone(made, tmp_path):
+    folder, cache, planned, _ = made
+    (tmp_path / "ablation.json").write_text('{"mine": 1}')
+    with pytest.raises(DtkdError, match="is not an ablation of ours"):
+        ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",))
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
+
+
+def test_runs_that_another_process_trains_are_left_to_it(made, tmp_path):
+    folder, cache, planned, _ = made
+    (tmp_path / "ablation.json").write_text('{"grid": "two", "baseline": "gt-only", "finished": false}')
+    code = "import sys; from pathlib import Path; from student.training.run import LAYOUT\n"
+    code += "with LAYOUT.claim(Path(sys.argv[1])): print('claimed', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / planned[0].name)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert other.stdout.readline() == "claimed\n"
+    with pytest.raises(DtkdError, match="other processes are training 1 run: the same command goes on later"):
+        ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",))
+    other.communicate()
+    assert (tmp_path / planned[1].name / "student.safetensors").exists()
+    assert ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",)).images == 3
 
 
 def test_the_cost_is_told_before(made):
     _, cache, planned, _ = made
-    seconds = step_seconds(cache, planned[0].settings)
-    assert seconds > 0
-    (line,) = cost_lines(planned, 0.5)
-    assert line.startswith("2 arms x 2 seeds: 8 steps of 0.50 s, about 4 s in one process on a CPU")
+    assert step_seconds(cache, planned[0].settings) > 0
+    assert cost_line(planned, 0.5).startswith("2 arms x 2 seeds: 8 steps of 0.50 s, about 4 s in one process on a CPU")
+    assert announced(cache, planned).summary.startswith("2 arms x 2 seeds: 8 steps of ")

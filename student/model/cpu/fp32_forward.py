@@ -1,7 +1,7 @@
-"""Chunks of windows through a block of SwinIR on a CPU: the forward pass.
+"""Chunks of windows through a block of SwinIR on a CPU in float32: the forward pass.
 
 N = w * w tokens of a window, n windows of a chunk, C channels, h heads, d = C / h channels of a head, M hidden channels
-of the MLP, K kinds of window. See `cpu_blocks` for why it is done this way.
+of the MLP, K kinds of window. See `swin_block` for why it is done this way.
 """
 
 from collections.abc import Iterator
@@ -11,50 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 18 << 20
-"""What a chunk of windows works on: small enough to stay in cache, large enough that operators' starts do not count."""
-
-
-class BlockWeights(NamedTuple):
-    """Parameters of a block.
-
-    `bias` is the table of relative position biases ((2w - 1)^2, h); once prepared, it is the position bias plus mask of
-    each kind of window, (K, h, N, N).
-    """
-
-    norm1_weight: Tensor
-    norm1_bias: Tensor
-    qkv_weight: Tensor
-    qkv_bias: Tensor
-    bias: Tensor
-    proj_weight: Tensor
-    proj_bias: Tensor
-    norm2_weight: Tensor
-    norm2_bias: Tensor
-    fc1_weight: Tensor
-    fc1_bias: Tensor
-    fc2_weight: Tensor
-    fc2_bias: Tensor
-
-
-class BatchWindows(NamedTuple):
-    """Windows of a batch, each as the rows of its four tiles."""
-
-    tiles: Tensor
-    """int64 (B * nW, 4)."""
-    kind: Tensor
-    """int64 (B * nW): row of `BlockWeights.bias`."""
-
-
-class Chunk(NamedTuple):
-    """Windows that are computed together."""
-
-    rows: Tensor
-    """Tiles of its windows, (n * 4)."""
-    kind: Tensor
-    """Kinds of its windows, (n)."""
-    scale: tuple[Tensor | None, Tensor | None]
-    """Factors of the attention and the MLP branch, (n, 1, 1)."""
+from student.model.cpu.chunks import BatchWindows, BlockWeights, Chunk, chunks_of, gather
+from student.model.cpu.norms import Normed, fold_norm, normed
 
 
 class Folded(NamedTuple):
@@ -73,8 +31,8 @@ class Folded(NamedTuple):
     def of(cls, w: BlockWeights) -> "Folded":
         """Fold a block's weights."""
         heads = w.bias.shape[1]
-        qkv, qkv_bias = _fold_norm(w.qkv_weight, w.qkv_bias, w.norm1_weight, w.norm1_bias)
-        mlp = _fold_norm(w.fc1_weight, w.fc1_bias, w.norm2_weight, w.norm2_bias)
+        qkv, qkv_bias = fold_norm(w.qkv_weight, w.qkv_bias, w.norm1_weight, w.norm1_bias)
+        mlp = fold_norm(w.fc1_weight, w.fc1_bias, w.norm2_weight, w.norm2_bias)
         return cls(_by_head(qkv, heads), _by_head(qkv_bias, heads).unsqueeze(1), *mlp)
 
 
@@ -83,19 +41,6 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
     x = x.unflatten(0, (3, heads, -1)).transpose(0, 1).contiguous()
     x[:, 0] *= x.shape[2] ** -0.5
     return x.flatten(0, 2)
-
-
-def _fold_norm(matrix: Tensor, bias: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Linear layer (O, C), (O) with the scale and shift (C) of the norm before it."""
-    return matrix * scale, torch.addmv(bias, matrix, shift)
-
-
-class Normed(NamedTuple):
-    """Normalised features, and what the backward pass needs of them."""
-
-    y: Tensor  # (n, N, C), before scale and shift
-    mean: Tensor
-    rstd: Tensor
 
 
 class AttentionBranch(NamedTuple):
@@ -125,22 +70,12 @@ class Activations(NamedTuple):
     out: Tensor | None  # (n, N, C)
 
 
-def chunks_of(weights: BlockWeights, where: BatchWindows, scales: Tensor | None) -> Iterator[Chunk]:
-    """Windows in pieces of at most `CHUNK_BYTES`."""
-    _, heads, tokens, _ = weights.bias.shape
-    count = max(1, CHUNK_BYTES // (4 * tokens * (heads * tokens + 12 * weights.norm1_weight.numel())))
-    for start in range(0, len(where.kind), count):
-        part = slice(start, start + count)
-        scale = (None, None) if scales is None else (scales[0, part, None, None], scales[1, part, None, None])
-        yield Chunk(where.tiles[part].flatten(), where.kind[part], scale)
-
-
 def forward_chunks(
-    tiles: Tensor, weights: BlockWeights, where: BatchWindows, scales: Tensor | None, *, to_out: bool = True
+    tiles: Tensor, weights: BlockWeights, windows: BatchWindows, scales: Tensor | None, *, to_out: bool = True
 ) -> Iterator[tuple[Chunk, Activations]]:
     """Run chunk after chunk; without `to_out` only as far as the backward pass needs."""
     folded = Folded.of(weights)
-    for chunk in chunks_of(weights, where, scales):
+    for chunk in chunks_of(weights, windows, scales, itemsize=4):
         x = gather(tiles, chunk, weights)
         attention = _attend(x, weights, folded, chunk.kind)
         middle = _plus_attention(x, attention.o, weights, chunk.scale[0])
@@ -149,32 +84,14 @@ def forward_chunks(
         yield chunk, Activations(x, attention, middle, mlp, out)
 
 
-def gather(tiles: Tensor, chunk: Chunk, weights: BlockWeights) -> Tensor:
-    """Windows (n, N, C) of a chunk."""
-    return tiles.index_select(0, chunk.rows).view(-1, weights.bias.shape[-1], weights.norm1_weight.numel())
-
-
-def scatter(tiles: Tensor, chunk: Chunk, x: Tensor | None) -> None:
-    """Put windows (n, N, C) of a chunk back into their tiles."""
-    assert x is not None
-    tiles.index_copy_(0, chunk.rows, x.view(len(chunk.rows), -1))
-
-
 def _attend(x: Tensor, weights: BlockWeights, folded: Folded, kind: Tensor) -> AttentionBranch:
     """Attention of normalised windows (n, N, C), up to the projection."""
     n, tokens, dim = x.shape
     heads = weights.bias.shape[1]
-    norm, columns = _norm(x), folded.qkv_bias.expand(n, -1, tokens)
+    norm, columns = normed(x), folded.qkv_bias.expand(n, -1, tokens)
     qkv = torch.baddbmm(columns, folded.qkv.expand(n, -1, -1), norm.y.transpose(1, 2)).view(n * heads, -1, tokens)
     p = _probabilities(qkv, weights, kind)
     return AttentionBranch(norm, qkv, p, torch.bmm(qkv.chunk(3, 1)[2], p.transpose(1, 2)).view(n, dim, tokens))
-
-
-def _norm(x: Tensor) -> Normed:
-    mean = x.mean(-1, keepdim=True)
-    y = x - mean
-    rstd = torch.linalg.vector_norm(y, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(1e-5).rsqrt_()
-    return Normed(y.mul_(rstd), mean, rstd)
 
 
 def _probabilities(qkv: Tensor, weights: BlockWeights, kind: Tensor) -> Tensor:
@@ -194,7 +111,7 @@ def _plus_attention(x: Tensor, o: Tensor, weights: BlockWeights, scale: Tensor |
 
 def _mlp(x: Tensor, folded: Folded) -> MlpBranch:
     """The MLP of normalised windows (n, N, C), up to its second layer."""
-    norm = _norm(x)
+    norm = normed(x)
     before = torch.addmm(folded.fc1_bias, norm.y.view(-1, x.shape[-1]), folded.fc1.t())
     return MlpBranch(norm, before, F.gelu(before))
 

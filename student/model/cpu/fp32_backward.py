@@ -1,6 +1,6 @@
-"""Chunks of windows through a block of SwinIR on a CPU: the backward pass.
+"""Chunks of windows through a block of SwinIR on a CPU in float32: the backward pass.
 
-Letters as in `cpu_forward`.
+Letters as in `fp32_forward`.
 """
 
 from collections.abc import Iterable
@@ -9,17 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from student.model.cpu.forward import (
-    Activations,
-    AttentionBranch,
-    BlockWeights,
-    Chunk,
-    Folded,
-    MlpBranch,
-    Normed,
-    gather,
-    scatter,
-)
+from student.model.cpu.chunks import BlockWeights, Chunk, gather, scatter
+from student.model.cpu.fp32_forward import Activations, AttentionBranch, Folded, MlpBranch
+from student.model.cpu.norms import add_norm_gradient, unfold_norm
 
 
 class _Sums(NamedTuple):
@@ -57,10 +49,8 @@ class _Sums(NamedTuple):
         """Of the weights as they are given."""
         heads = w.bias.shape[1]
         qkv, qkv_bias = _by_kind(self.qkv.sum(0), heads), _by_kind(self.qkv_bias, heads)
-        qkv, norm1_weight, norm1_bias = _unfold_norm(qkv, qkv_bias, w.qkv_weight, w.norm1_weight, w.norm1_bias)
-        fc1, norm2_weight, norm2_bias = _unfold_norm(
-            self.fc1, self.fc1_bias, w.fc1_weight, w.norm2_weight, w.norm2_bias
-        )
+        qkv, norm1_weight, norm1_bias = unfold_norm(qkv, qkv_bias, w.qkv_weight, w.norm1_weight, w.norm1_bias)
+        fc1, norm2_weight, norm2_bias = unfold_norm(self.fc1, self.fc1_bias, w.fc1_weight, w.norm2_weight, w.norm2_bias)
         return BlockWeights(
             norm1_weight=norm1_weight,
             norm1_bias=norm1_bias,
@@ -105,7 +95,7 @@ def _mlp_backward(
     torch.ops.aten.gelu_backward(hidden, mlp.before, grad_input=hidden)
     sums.fc1.addmm_(hidden.t(), mlp.norm.y.view(-1, dim))
     sums.fc1_bias.add_(hidden.sum(0))
-    _norm_backward(g, (hidden @ folded.fc1).view_as(x), x, mlp.norm)
+    add_norm_gradient(g, (hidden @ folded.fc1).view_as(x), x, mlp.norm)
 
 
 def _attention_backward(
@@ -129,16 +119,7 @@ def _attention_backward(
     dqkv = torch.cat(parts, 1).view(n, 3 * dim, tokens)
     sums.qkv[:n].baddbmm_(dqkv, a.norm.y)
     sums.qkv_bias.add_(dqkv.sum((0, 2)))
-    _norm_backward(g, torch.bmm(dqkv.transpose(1, 2), folded.qkv.expand(n, -1, -1)), x, a.norm)
-
-
-def _norm_backward(g: Tensor, inner: Tensor, x: Tensor, norm: Normed) -> None:
-    """In place: add to g what reaches x through its norm, whose output has the gradient `inner`."""
-    g.add_(
-        torch.ops.aten.native_layer_norm_backward(
-            inner, x, (x.shape[-1],), norm.mean, norm.rstd, None, None, (True, False, False)
-        )[0]
-    )
+    add_norm_gradient(g, torch.bmm(dqkv.transpose(1, 2), folded.qkv.expand(n, -1, -1)), x, a.norm)
 
 
 def _by_kind(x: Tensor, heads: int) -> Tensor:
@@ -146,10 +127,3 @@ def _by_kind(x: Tensor, heads: int) -> Tensor:
     x = x.unflatten(0, (heads, 3, -1)).transpose(0, 1).contiguous()
     x[0] *= x.shape[2] ** -0.5
     return x.flatten(0, 2)
-
-
-def _unfold_norm(
-    grad: Tensor, grad_bias: Tensor, matrix: Tensor, scale: Tensor, shift: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of matrix, scale and shift from those of what `_fold_norm` returned; the bias's stays as it is."""
-    return torch.addr(grad * scale, grad_bias, shift), (grad * matrix).sum(0), grad_bias @ matrix
