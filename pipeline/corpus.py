@@ -105,7 +105,7 @@ def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: 
     return Corpus(_name(corpus), tuple(sorted(sources, key=lambda source: source.id)), tuple(skipped))
 
 
-def split(sources: Sequence[Source], hold_out: int) -> Partition:
+def split_photos(sources: Sequence[Source], hold_out: int) -> Partition:
     """Hold `hold_out` photos out of training: those whose ids have the smallest hashes.
 
     The choice depends on ids alone, so it is the same for teacher and student, and photos that are added change it

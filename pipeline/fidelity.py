@@ -6,17 +6,17 @@ Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 import math
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from pipeline.system.errors import DtkdError
 
-Image = npt.NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # an 11x11 window
 
 
-def luma(image: Image) -> npt.NDArray[np.float64]:
+def luma(image: Image) -> NDArray[np.float64]:
     """BT.601 studio-range luma of an 8-bit RGB image: (H, W, 3) -> (H, W), 16 to 235, not rounded."""
     return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
 
@@ -51,7 +51,7 @@ def ssim_y(sr: Image, gt: Image, crop_border: int) -> float:
     a, b = _luma_pair(sr, gt, crop_border, at_least=2 * SSIM_RADIUS + 1)
     inside = slice(SSIM_RADIUS, -SSIM_RADIUS)
 
-    def smooth(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    def smooth(x: NDArray[np.float64]) -> NDArray[np.float64]:
         return gaussian_filter(x, SSIM_SIGMA, radius=SSIM_RADIUS)[inside, inside]
 
     mean_a, mean_b = smooth(a), smooth(b)
@@ -63,7 +63,7 @@ def ssim_y(sr: Image, gt: Image, crop_border: int) -> float:
     return float(np.mean(luminance * structure))
 
 
-def _luma_pair(sr: Image, gt: Image, crop_border: int, at_least: int) -> tuple[npt.NDArray, npt.NDArray]:
+def _luma_pair(sr: Image, gt: Image, crop_border: int, at_least: int) -> tuple[NDArray, NDArray]:
     if sr.shape != gt.shape:
         raise DtkdError(f"an image must have its reference's size, got {_size(sr)} against {_size(gt)}")
     height, width = sr.shape[0] - 2 * crop_border, sr.shape[1] - 2 * crop_border

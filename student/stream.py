@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
@@ -29,7 +29,7 @@ from pipeline.shards import DamagedShardError, load_manifest, read_member, shard
 from pipeline.system.errors import DtkdError
 from pipeline.training.readers import read_ahead
 
-Image = npt.NDArray[np.uint8]
+Image = NDArray[np.uint8]
 OPEN_TARS = 32  # file descriptors that a process keeps open
 
 
@@ -189,7 +189,7 @@ class CacheDataset(Dataset[Item]):
     def _read(self, index: int, member: int) -> bytes:
         return self._bytes(index, self._places[index, member], (*MEMBERS, "json")[member])
 
-    def _bytes(self, index: int, place: npt.NDArray[np.int64], name: str) -> bytes:
+    def _bytes(self, index: int, place: NDArray[np.int64], name: str) -> bytes:
         try:
             return self._files.read(self._names[self.shard_of[index]], Member(*place.tolist()))
         except DamagedShardError as error:
@@ -244,7 +244,7 @@ def batches(
         yield Batch(lr, gt, teacher, raw[3])
 
 
-def epoch_order(shard_of: npt.NDArray[np.int32], window: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def epoch_order(shard_of: NDArray[np.int32], window: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Order of an epoch: every index once; shards permuted, samples shuffled within each `window` of shards.
 
     Args:
@@ -280,7 +280,7 @@ class _RankPlan(Sampler[list[Draw]]):
     """
 
     def __init__(
-        self, shard_of: npt.NDArray[np.int32], window: int, seed: int, steps: range, batch: int, rank: int, world: int
+        self, shard_of: NDArray[np.int32], window: int, seed: int, steps: range, batch: int, rank: int, world: int
     ) -> None:
         self._samples, self._steps, self._batch = len(shard_of), steps, batch
         share = batch // world

@@ -35,9 +35,9 @@ def processes() -> "PartialState":
 
 @functools.cache
 def _leave_at_exit() -> None:
-    import torch.distributed as dist
+    import torch.distributed
 
-    atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
+    atexit.register(lambda: torch.distributed.destroy_process_group() if torch.distributed.is_initialized() else None)
 
 
 def first_process() -> bool:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
+from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
@@ -26,7 +26,7 @@ from pipeline.system.errors import UsageError
 from pipeline.system.words import nearest
 from student.evaluation import offline
 
-Image = npt.NDArray[np.uint8]
+Image = NDArray[np.uint8]
 Setting = str | int | float | bool
 Reference = Literal["gt", "teacher"]
 

@@ -110,7 +110,7 @@ class SwinBlock(nn.Module):
             self.mlp.fc2.weight,
             self.mlp.fc2.bias,
         )
-        layout = swin_block.Layout(self.window, batch, rows, columns, shifted=self.shift > 0)
+        layout = swin_block.WindowLayout(self.window, batch, rows, columns, shifted=self.shift > 0)
         return swin_block.run_block(tiles, weights, layout, scales, keep=not checkpointing, bf16=geometry.bf16)
 
 

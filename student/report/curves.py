@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from pipeline.system.errors import DtkdError
@@ -124,8 +124,8 @@ def _figure(ylabel: str, draw: Callable[[Axes], None]) -> str:
         "axes.spines.top": False,
         "axes.spines.right": False,
     }
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    with pyplot.rc_context(style):
+        figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
         draw(axes)
         axes.set_xlabel("step")
         axes.set_ylabel(ylabel)
@@ -134,7 +134,7 @@ def _figure(ylabel: str, draw: Callable[[Axes], None]) -> str:
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        plt.close(figure)
+        pyplot.close(figure)
     return _inline(text.getvalue(), slug=re.sub(r"\W+", "-", ylabel).strip("-"))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from student.study.ablation import Ablation, Comparison
@@ -22,9 +22,9 @@ def ablation_svg(found: Ablation) -> str:
         "axes.spines.right": False,
         "svg.hashsalt": "ablation",
     }
-    with plt.rc_context(style):
+    with pyplot.rc_context(style):
         width, height = 1.6 + 3.2 * len(found.metrics), 1.3 + 0.32 * len(found.changes)
-        figure, panels = plt.subplots(
+        figure, panels = pyplot.subplots(
             1, len(found.metrics), figsize=(width, height), layout="constrained", sharey=True, squeeze=False
         )
         for axes, metric in zip(panels[0], found.metrics, strict=True):
@@ -32,7 +32,7 @@ def ablation_svg(found: Ablation) -> str:
             axes.set_title(f"{metric} - {found.baseline}'s")
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        plt.close(figure)
+        pyplot.close(figure)
     return text.getvalue()
 
 

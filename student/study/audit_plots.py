@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import matplotlib
 
 matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from student.evaluation.statistics import Interval
@@ -26,10 +26,11 @@ _COLOURS = {
 def audit_svg(found: Audit) -> str:
     """Energy, discrepancy and consistency of every detail band with 95 % intervals, and the calibrated weights; SVG."""
     details = [band for band in found.bands if band.group != "low"]
-    with plt.rc_context(
+    with pyplot.rc_context(
         {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "audit"}
     ):
-        figure, ((energy, distance), (consistency, weights)) = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
+        figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
+        (energy, distance), (consistency, weights) = axes
         _energy(energy, details)
         _distance(distance, details)
         _consistency(consistency, details)
@@ -37,7 +38,7 @@ def audit_svg(found: Audit) -> str:
         figure.suptitle(f"{found.teacher} on {found.cache}: {found.tiles} tiles of {found.photos} photos")
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        plt.close(figure)
+        pyplot.close(figure)
     return text.getvalue()
 
 

@@ -34,12 +34,12 @@ def plan_names(inputs: Sequence[str], output: Path, suffix: str | None) -> list[
         UsageError: `suffix` is none that can be written, or not that of the output file; the output file has none that
             can be written, or has one and there are several pictures.
     """
-    if suffix and suffix not in writing.SUFFIXES:
-        raise UsageError(f"cannot write pictures as {suffix}: use one of {', '.join(writing.SUFFIXES)}")
+    if suffix and suffix not in writing.WRITABLE:
+        raise UsageError(f"cannot write pictures as {suffix}: use one of {', '.join(writing.WRITABLE)}")
     if is_file_to_file(inputs, output):
         if suffix and output.suffix.lower() != suffix:
             raise UsageError(f"{output} is no {suffix} file: leave out --format, or name a file of that format")
-        check_suffix(output, writing.SUFFIXES, "a picture that can be written")
+        check_suffix(output, writing.WRITABLE, "a picture that can be written")
         return [Route(Path(inputs[0]), output)]
     if output.suffix.lower() in _SEARCHED and not output.is_dir():
         raise UsageError(f"{output} is a picture's name, and there may be several results: name a folder for them")
@@ -47,7 +47,7 @@ def plan_names(inputs: Sequence[str], output: Path, suffix: str | None) -> list[
     routes: dict[Path, Route] = {}
     for source, target in found:
         own = source.suffix.lower()
-        ending = suffix or (source.suffix if own in writing.SUFFIXES else ".png")
+        ending = suffix or (source.suffix if own in writing.WRITABLE else ".png")
         routes.setdefault(source.resolve(), Route(source, target.with_name(target.stem + ending)))
     return list(routes.values())
 

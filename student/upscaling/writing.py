@@ -18,7 +18,7 @@ from pipeline.system.files import fsync_dir
 from student.upscaling import tiff
 from student.upscaling.png import Metadata, write_png
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+WRITABLE = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 """What can be written, in lower case."""
 _JPEG_EXIF = 65_533 - len(b"Exif\0\0")  # bytes of a segment
 _MAX_SIDE = {".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383}
@@ -58,9 +58,9 @@ def check(path: Path, form: Form, metadata: Metadata) -> None:
         DtkdError: unknown suffix, alpha in a JPEG, 16 bits in a format of 8, or picture or EXIF too large for it.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in WRITABLE:
         kind = suffix or "a file without a suffix"
-        raise DtkdError(f"{path}: cannot write pictures as {kind}: use {', '.join(SUFFIXES)}")
+        raise DtkdError(f"{path}: cannot write pictures as {kind}: use {', '.join(WRITABLE)}")
     if form.has_alpha and suffix in (".jpg", ".jpeg"):
         raise DtkdError(f"{path}: JPEG holds no transparency: write .png, .webp or .tif")
     if form.dtype == np.uint16 and suffix in _MAX_SIDE:

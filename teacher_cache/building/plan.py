@@ -13,8 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipeline import corpus as corpora
-from pipeline.corpus import Corpus, Skipped, Source
+from pipeline.corpus import Corpus, Skipped, Source, split_photos
 from pipeline.schema import (
     SCHEMA,
     Json,
@@ -141,7 +140,7 @@ def lay_out(corpus: Corpus, settings: BuildSettings) -> Layout:
     """
     sources = _limited(corpus.sources, settings.limit)
     identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
-    parts = corpora.split(sources, settings.hold_out)
+    parts = split_photos(sources, settings.hold_out)
     shards = (*_cut(parts.train, "train", settings), *_cut(parts.val, "val", settings))
     return Layout(corpus, tuple(sources), identities, shards, _layout_fingerprint(identities, settings))
 
@@ -176,7 +175,7 @@ def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
     seen = {s.id for s in layout.sources if sample_file(s.path) in teacher.trained_on} if teacher.trained_on else set()
 
     def held_out(count: int) -> list[str]:
-        return [source.id for source in corpora.split(layout.sources, count).val if source.id in seen]
+        return [source.id for source in split_photos(layout.sources, count).val if source.id in seen]
 
     if wrong := held_out(hold_out):
         most = next(count for count in range(hold_out - 1, -1, -1) if not held_out(count))

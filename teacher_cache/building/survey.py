@@ -4,8 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import corpus as corpora
-from pipeline.corpus import Skipped
+from pipeline.corpus import Skipped, scan
 from pipeline.schema import ShardRecord
 from pipeline.shards import done_path
 from pipeline.system.errors import DtkdError
@@ -80,7 +79,7 @@ def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None
     cache, settings = Path(cache), settings or BuildSettings()
     degradation = settings.degradation
     paired = degradation.kind == "paired"
-    found = corpora.scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
+    found = scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
     layout = lay_out(found, settings)
     refuse_strangers(cache)
     check_layout(cache, layout)

@@ -25,7 +25,7 @@ from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import sha256_file
 from pipeline.teacher import Teacher
 
-MEMBERS = ("name", "scale", "steps", "restore", "fingerprint")
+EXPECTED = ("name", "scale", "steps", "restore", "fingerprint")
 
 
 class PluggedTeacher(Teacher):
@@ -71,8 +71,10 @@ class PluggedTeacher(Teacher):
 
     def _check(self, factory: str) -> None:
         made = self._made
-        if missing := [member for member in MEMBERS if not hasattr(made, member)]:
-            self._refuse(factory, f"must return an object with {' '.join(MEMBERS)}; this one lacks {' '.join(missing)}")
+        if missing := [member for member in EXPECTED if not hasattr(made, member)]:
+            self._refuse(
+                factory, f"must return an object with {' '.join(EXPECTED)}; this one lacks {' '.join(missing)}"
+            )
         if not isinstance(made.name, str) or not made.name:
             self._refuse(factory, f"must return a teacher with a name, got {made.name!r:.60}")
         for number in ("scale", "steps"):

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from pipeline import corpus as corpora
+from pipeline.corpus import Partition, Skipped, Source, scan, split_photos
 from pipeline.system.errors import INTERRUPTED, DtkdError
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from pipeline.system.results import plain
@@ -58,7 +58,7 @@ class TeacherTrainingResult:
     """Steps left out because loss or gradient was not finite."""
     seconds: float
     """Wall-clock seconds of training, earlier processes of the same run included."""
-    skipped: tuple[corpora.Skipped, ...]
+    skipped: tuple[Skipped, ...]
     """Files of the corpus that cannot be used, and why."""
 
     @property
@@ -110,7 +110,7 @@ def train_teacher(
     """
     t = settings.train
     accelerator = processes.launch(t.device)
-    photos = corpora.scan(corpus, min_side=t.patch * settings.degradation.scale)
+    photos = scan(corpus, min_side=t.patch * settings.degradation.scale)
     split = _split(photos.sources, settings.data.hold_out)
 
     def start() -> tuple[TeacherTensors, TeacherState]:
@@ -138,7 +138,7 @@ def _loop(
     tensors: TeacherTensors,
     state: TeacherState,
     patches: PatchDataset,
-    held_out: tuple[corpora.Source, ...],
+    held_out: tuple[Source, ...],
     accelerator: Accelerator,
     on_progress: OnProgress | None,
 ) -> None:
@@ -209,10 +209,10 @@ def _loss(
     return refinement_loss(pipe, lr, hr, timesteps, noise, models["unet"])
 
 
-def _split(sources: tuple[corpora.Source, ...], hold_out: int) -> corpora.Partition:
+def _split(sources: tuple[Source, ...], hold_out: int) -> Partition:
     if hold_out >= len(sources):
         raise DtkdError(f"{len(sources)} usable photos cannot spare data.hold_out={hold_out}: lower it, or add photos")
-    return corpora.split(sources, hold_out)
+    return split_photos(sources, hold_out)
 
 
 def _stream(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.corpus import SAMPLE, Source, scan, split
+from pipeline.corpus import SAMPLE, Source, scan, split_photos
 from pipeline.images import load_rgb
 from pipeline.system.errors import DtkdError
 
@@ -218,23 +218,25 @@ def sources(count: int) -> list[Source]:
 
 
 def test_split_is_stable():
-    both = split(sources(50), 5)
+    both = split_photos(sources(50), 5)
     assert len(both.val) == 5 and len(both.train) == 45
     assert sorted(s.id for s in (*both.train, *both.val)) == [s.id for s in sources(50)]
-    shuffled = split(sources(50)[::-1], 5)
+    shuffled = split_photos(sources(50)[::-1], 5)
     assert {s.id for s in shuffled.val} == {s.id for s in both.val}
     assert list(shuffled.val) == list(both.val)[::-1]
-    assert [s.id for s in split(sources(50), 3).val] == [s.id for s in both.val if s in split(sources(50), 3).val]
+    assert [s.id for s in split_photos(sources(50), 3).val] == [
+        s.id for s in both.val if s in split_photos(sources(50), 3).val
+    ]
     assert [s.id for s in both.val] == ["015.png", "018.png", "029.png", "041.png", "045.png"]  # on every machine
 
 
 def test_a_photo_more_changes_the_split_little():
-    before, after = split(sources(50), 5), split(sources(51), 5)
+    before, after = split_photos(sources(50), 5), split_photos(sources(51), 5)
     assert len({s.id for s in before.val} & {s.id for s in after.val}) >= 4
 
 
 @pytest.mark.parametrize("hold_out", [-1, 4, 5])
 def test_split_must_leave_something(hold_out):
-    assert split(sources(4), 0).val == ()
+    assert split_photos(sources(4), 0).val == ()
     with pytest.raises(DtkdError, match=r"expected 0\.\.3, got"):
-        split(sources(4), hold_out)
+        split_photos(sources(4), hold_out)

@@ -28,7 +28,7 @@ from student.model.cpu.chunks import BatchWindows, BlockWeights, Chunk, scatter
 from student.model.windows import attention_mask, is_traced, relative_position_index
 
 
-class Layout(NamedTuple):
+class WindowLayout(NamedTuple):
     """How features are cut into windows."""
 
     window: int
@@ -111,7 +111,7 @@ def window_bias(table: Tensor, window: int, shifted: bool) -> Tensor:
 
 
 def run_block(
-    tiles: Tensor, weights: BlockWeights, layout: Layout, scales: Tensor | None, *, keep: bool, bf16: bool
+    tiles: Tensor, weights: BlockWeights, layout: WindowLayout, scales: Tensor | None, *, keep: bool, bf16: bool
 ) -> Tensor:
     """One block.
 
@@ -133,7 +133,7 @@ def run_block(
         return _run(tiles, tiles, weights, windows, scales, bf16)
 
 
-def _prepared(weights: BlockWeights, layout: Layout) -> tuple[BlockWeights, BatchWindows]:
+def _prepared(weights: BlockWeights, layout: WindowLayout) -> tuple[BlockWeights, BatchWindows]:
     """Weights with the bias of each kind of window, and the windows."""
     window, *size, shifted = layout
     return weights._replace(bias=window_bias(weights.bias, window, shifted)), batch_windows(*size, shifted)
@@ -197,9 +197,9 @@ def _unpacked(inputs: Sequence[Tensor]) -> tuple[BlockWeights, BatchWindows, Ten
 # For torch.compile: a block is one operator, because what the compiler would make of its parts is several times slower.
 
 
-def _layout(numbers: Sequence[int]) -> Layout:
+def _layout(numbers: Sequence[int]) -> WindowLayout:
     *size, shifted = numbers
-    return Layout(*size, shifted=bool(shifted))
+    return WindowLayout(*size, shifted=bool(shifted))
 
 
 @torch.library.custom_op("dtkd::swin_block", mutates_args=(), device_types="cpu")

@@ -218,10 +218,8 @@ def test_no_space_at_any_step_of_a_commit(corpus, cache, tmp_path, monkeypatch, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, where, full)
-        try:
+        with pytest.raises(DtkdError, match="disk is full"):
             build_cache(str(corpus), tmp_path, NoisyBicubic(), settings())
-        except DtkdError as error:
-            assert "disk is full" in str(error)
     for name, data in tars(tmp_path).items():
         assert data == tars(cache)[name]
     build_cache(str(corpus), tmp_path, NoisyBicubic(), settings())

@@ -9,7 +9,7 @@ from cache_support import make_corpus, settings
 from skimage import data
 from torch.nn.functional import avg_pool2d
 
-from pipeline.corpus import scan, split
+from pipeline.corpus import scan, split_photos
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import sample_file
 from teacher_cache import teachers
@@ -49,7 +49,7 @@ def test_held_out_photos_that_the_teacher_was_trained_on_are_refused(trained_fol
     """It would be measured on its own training photos."""
     corpus = make_corpus(tmp_path / "photos")
     sources = scan(corpus).sources
-    held_out = [source for count in (1, 2, 3) for source in split(sources, count).val]
+    held_out = [source for count in (1, 2, 3) for source in split_photos(sources, count).val]
     first = held_out[0]  # of what is held out, the first to go
     seen = sorted(sample_file(source.path) for source in sources if source.id != first.id)
     (trained_folder / "teacher" / TRAINING_PHOTOS).write_text(json.dumps({"photos": seen}))

@@ -15,7 +15,7 @@ from skimage import data as photos
 from torch.utils.data import DataLoader
 
 from pipeline import config
-from pipeline.corpus import scan, split
+from pipeline.corpus import scan, split_photos
 from pipeline.degradation import Degradation, RealSettings, RoundSettings, SecondRoundSettings
 from pipeline.images import load_rgb, to_image
 from pipeline.system.errors import DtkdError
@@ -70,7 +70,7 @@ def assert_same_training(one, two):
 def test_a_teacher_knows_its_training_photos_and_is_not_judged_by_them(trained, corpus, tmp_path):
     _, out = trained
     teacher = teachers.load(str(out))
-    parts = split(scan(corpus).sources, 1)
+    parts = split_photos(scan(corpus).sources, 1)
     assert teacher.trained_on == {sample_file(source.path) for source in parts.train}
     build_cache(str(corpus), tmp_path / "same", teacher, BuildSettings(tile=64, hold_out=1))
     with pytest.raises(DtkdError, match="trained on"):
@@ -96,7 +96,7 @@ def test_both_networks_are_trained_one_after_the_other(trained):
     _, out = trained
     end, middle = tensors(out), tensors(out, step=4)
     names = [name for name in end if name.startswith("model:") and (end[name] != middle[name]).any()]
-    assert {name.removeprefix("model:").partition(".")[0] for name in names} == {"unet"}
+    assert {name.removeprefix("model:").split_photos(".")[0] for name in names} == {"unet"}
 
 
 def test_a_finished_run_is_only_reported(trained, corpus):
@@ -287,7 +287,7 @@ def test_without_a_photo_that_can_be_read_the_run_ends_with_one_line(own_corpus,
 
 
 def test_damaged_held_out_photos_are_left_out_and_skipped_files_named(own_corpus, tmp_path):
-    held = split(scan(own_corpus).sources, 1).val[0]
+    held = split_photos(scan(own_corpus).sources, 1).val[0]
     break_body(held.path)
     (own_corpus / "note.png").write_text("no picture")
     result = train_teacher(str(own_corpus), tmp_path / "run", settings("train.steps=2"))
@@ -314,7 +314,7 @@ def test_a_kill_before_exporting_loses_nothing(trained, corpus, tmp_path, monkey
 
 def test_a_flat_held_out_photo_does_not_end_the_run(own_corpus, tmp_path):
     """Bicubic upscaling of it is exact: an infinite psnr_y, which no JSON holds."""
-    held = split(scan(own_corpus).sources, 1).val[0]
+    held = split_photos(scan(own_corpus).sources, 1).val[0]
     Image.new("RGB", (160, 128), (90, 120, 30)).save(held.path)
     result = train_teacher(str(own_corpus), tmp_path / "run", settings("train.steps=2", "degradation.kind=bicubic"))
     assert (result.finished, result.psnr_y_bicubic) == (True, 100)
