@@ -105,7 +105,7 @@ def backward_chunks(
     """Gradients of the input and of each of the weights, float32."""
     matrices, sums, grad_tiles = _Matrices.of(weights), _Sums.zeros(weights), torch.empty_like(grad)
     for chunk, activations in chunks:
-        g = gather(grad, chunk, weights)
+        g = gather(grad, chunk, weights).clone()  # changed in place
         _mlp_backward(g, activations.mlp, activations.middle, matrices, sums, chunk.scale[1])
         _attention_backward(g, activations.attention, activations.x, matrices, sums, chunk)
         scatter(grad_tiles, chunk, g)

@@ -36,10 +36,10 @@ class BlockWeights(NamedTuple):
 
 
 class BatchWindows(NamedTuple):
-    """Windows of a batch, each as the rows of its four tiles."""
+    """Windows of a batch, each of four tiles."""
 
-    tiles: Tensor
-    """int64 (B * nW, 4)."""
+    tiles: Tensor | None
+    """Rows of the tiles, int64 (B * nW, 4); None for plain windows, which are stored one after the other."""
     kind: Tensor
     """int64 (B * nW): row of `BlockWeights.bias`."""
 
@@ -47,8 +47,8 @@ class BatchWindows(NamedTuple):
 class Chunk(NamedTuple):
     """Windows that are computed together."""
 
-    rows: Tensor
-    """Tiles of its windows, (n * 4)."""
+    rows: Tensor | slice
+    """Tiles of its windows, n * 4."""
     kind: Tensor
     """Kinds of its windows, (n)."""
     scale: tuple[Tensor | None, Tensor | None]
@@ -62,15 +62,21 @@ def chunks_of(weights: BlockWeights, windows: BatchWindows, scales: Tensor | Non
     for start in range(0, len(windows.kind), count):
         part = slice(start, start + count)
         scale = (None, None) if scales is None else (scales[0, part, None, None], scales[1, part, None, None])
-        yield Chunk(windows.tiles[part].flatten(), windows.kind[part], scale)
+        rows = slice(4 * start, 4 * (start + count)) if windows.tiles is None else windows.tiles[part].flatten()
+        yield Chunk(rows, windows.kind[part], scale)
 
 
 def gather(tiles: Tensor, chunk: Chunk, weights: BlockWeights) -> Tensor:
-    """Windows (n, N, C) of a chunk."""
-    return tiles.index_select(0, chunk.rows).view(-1, weights.bias.shape[-1], weights.norm1_weight.numel())
+    """Windows (n, N, C) of a chunk; plain ones are not copied."""
+    rows = tiles[chunk.rows] if isinstance(chunk.rows, slice) else tiles.index_select(0, chunk.rows)
+    return rows.view(-1, weights.bias.shape[-1], weights.norm1_weight.numel())
 
 
 def scatter(tiles: Tensor, chunk: Chunk, x: Tensor | None) -> None:
     """Put windows (n, N, C) of a chunk back into their tiles."""
     assert x is not None
-    tiles.index_copy_(0, chunk.rows, x.view(len(chunk.rows), -1))
+    rows = x.view(-1, tiles.shape[1])
+    if isinstance(chunk.rows, slice):
+        tiles[chunk.rows].copy_(rows)
+    else:
+        tiles.index_copy_(0, chunk.rows, rows)

@@ -75,7 +75,7 @@ def backward_chunks(
     folded, sums, grad_tiles = Folded.of(weights), None, torch.empty_like(grad)
     for chunk, activations in chunks:
         sums = sums or _Sums.zeros(weights, len(chunk.kind))  # the first chunk is the largest
-        g = gather(grad, chunk, weights)
+        g = gather(grad, chunk, weights).clone()  # changed in place
         _mlp_backward(g, activations.mlp, activations.middle, weights, folded, sums, chunk.scale[1])
         _attention_backward(g, activations.attention, activations.x, weights, folded, sums, chunk)
         scatter(grad_tiles, chunk, g)

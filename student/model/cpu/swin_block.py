@@ -6,8 +6,9 @@ h heads, d = C / h channels of a head, M hidden channels of the MLP, K kinds of 
 Three things make this several times faster than whole-image operators, at the same results (measured: LOG.md,
 2026-11-23):
 
-* Features are kept as quarter windows ("tiles" of w/2 x w/2 tokens). Plain and shifted windows are both made of four
-  whole tiles, so that shifting, cutting and putting back are one gather and one scatter of long rows.
+* Features are kept as quarter windows ("tiles" of w/2 x w/2 tokens), those of a plain window one after the other. So
+  plain windows are there already, and shifted ones, also of four whole tiles, are one gather and one scatter of long
+  rows.
 * Queries, keys and values are computed channels first, (n, C, N) = (n * h, d, N): heads are split and joined without a
   copy, and all products are in the orientation that the matrix library does fastest for small d.
 * Forward and backward run chunk by chunk, so that what one step writes the next one finds in cache. The backward pass
@@ -59,10 +60,10 @@ def _keep_working_memory() -> None:
 
 
 def to_tiles(x: Tensor, window: int) -> Tensor:
-    """Copy (B, H, W, C) to tiles (B * H * W / (w/2)^2, (w/2)^2 * C), row by row."""
+    """Copy (B, H, W, C) to tiles (B * H * W / (w/2)^2, (w/2)^2 * C), the four of a plain window one after the other."""
     b, h, w, c = x.shape
     side = window // 2
-    tiles = x.reshape(b, h // side, side, w // side, side, c).transpose(2, 3)
+    tiles = x.reshape(b, h // window, 2, side, w // window, 2, side, c).permute(0, 1, 4, 2, 5, 3, 6, 7)
     return tiles.clone(memory_format=torch.contiguous_format).view(-1, side * side * c)
 
 
@@ -70,19 +71,21 @@ def from_tiles(tiles: Tensor, window: int, size: torch.Size) -> Tensor:
     """Inverse of `to_tiles`; `size` is (B, H, W, C)."""
     b, h, w, c = size
     side = window // 2
-    return tiles.view(b, h // side, w // side, side, side, c).transpose(2, 3).reshape(size)
+    tiles = tiles.view(b, h // window, w // window, 2, 2, side, side, c)
+    return tiles.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(size)
 
 
 @lru_cache(maxsize=16)
 def batch_windows(batch: int, rows: int, columns: int, shifted: bool) -> BatchWindows:
     """Windows of `batch` images of rows x columns windows; shifted ones start one tile further and wrap around."""
-    with torch.inference_mode(False):
-        tile = torch.arange(batch * rows * columns * 4, device="cpu").view(batch, 2 * rows, 2 * columns)
-        kind = torch.zeros(batch, rows, columns, dtype=torch.long, device="cpu")
-        if shifted:
-            tile = tile.roll((-1, -1), (1, 2))
-            kind[:, -1] += 2
-            kind[:, :, -1] += 1
+    with torch.inference_mode(False), torch.device("cpu"):
+        kind = torch.zeros(batch, rows, columns, dtype=torch.long)
+        if not shifted:
+            return BatchWindows(None, kind.flatten())
+        kind[:, -1] += 2
+        kind[:, :, -1] += 1
+        tile = torch.arange(batch * rows * columns * 4).view(batch, rows, columns, 2, 2).transpose(2, 3)
+        tile = tile.reshape(batch, 2 * rows, 2 * columns).roll((-1, -1), (1, 2))
         tile = tile.view(batch, rows, 2, columns, 2).transpose(2, 3)
         return BatchWindows(tile.reshape(-1, 4), kind.flatten())
 

@@ -96,7 +96,7 @@ def test_both_networks_are_trained_one_after_the_other(trained):
     _, out = trained
     end, middle = tensors(out), tensors(out, step=4)
     names = [name for name in end if name.startswith("model:") and (end[name] != middle[name]).any()]
-    assert {name.removeprefix("model:").split_photos(".")[0] for name in names} == {"unet"}
+    assert {name.removeprefix("model:").partition(".")[0] for name in names} == {"unet"}
 
 
 def test_a_finished_run_is_only_reported(trained, corpus):
