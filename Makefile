@@ -19,8 +19,8 @@ ARGS       ?=
 
 DEMO        := demo
 DEMO_STEPS  ?= 200
-DEMO_TRAIN  := --set model.preset=tiny --set train.init=shipped --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
-    --set train.patch=32 --set train.lr=5e-5 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
+DEMO_TRAIN  := --set model.preset=tiny --set train.init=tiny-x4-gt --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
+    --set train.patch=32 --set train.lr=1e-4 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
 
 SOURCES := cli.py examples pipeline student teacher_cache tests
 
@@ -33,7 +33,7 @@ help:  ## list the targets
 demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 5 minutes on two cores)
 	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 4
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
-	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd $(DEMO_TRAIN)
+	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd --config recipes/realism.toml $(DEMO_TRAIN)
 	$(BIN)/dtkd report $(DEMO)/cache $(DEMO)/report.html --gt-only $(DEMO)/gt-only --dtkd $(DEMO)/dtkd --overwrite
 
 teacher-cache: $(STAMP)  ## stage one: CORPUS=~/photos CACHE=runs/cache TEACHER=embedded ARGS="--degradation bicubic"
