@@ -62,13 +62,13 @@ def test_half_weights_take_half_the_space_and_compute_in_float32(tmp_path, check
 
 def test_int8_weights_are_smaller_and_nearly_the_same(tmp_path, caplog):
     whole, small = (export("tiny-x4", tmp_path / f"{int8}.onnx", int8=int8) for int8 in (False, True))
-    assert small.bytes < whole.bytes and whole.error < 1e-4 < small.error < 1e-2
+    assert small.bytes < whole.bytes and whole.error < 1e-4 < small.error < 2e-2
     assert onnx.TensorProto.INT8 in {w.data_type for w in onnx.load(small.path).graph.initializer}
     assert not caplog.records and sorted(file.name for file in tmp_path.glob("*.onnx*")) == ["False.onnx", "True.onnx"]
 
 
 def test_int8_weights_that_change_the_picture_are_not_written(tmp_path, checkpoint):
-    with pytest.raises(DtkdError, match="more than 1e-02: not written"):
+    with pytest.raises(DtkdError, match="more than 2e-02: not written"):
         export(checkpoint("classical"), tmp_path / "random.onnx", int8=True)
     assert not list(tmp_path.glob("*.onnx*"))
 
