@@ -23,6 +23,8 @@ from torch import Tensor
 from student.model.cpu.chunks import BatchWindows, BlockWeights, Chunk, chunks_of, gather
 from student.model.cpu.norms import Normed, fold_norm, normed
 
+CHUNK_VALUES = 14 << 20
+"""What a chunk of windows works on: three times float32's, as operators are shorter and their starts count more."""
 LOG2_E = math.log2(math.e)
 SMALLEST_SUM, LARGEST_SUM = 2.0**-60, 2.0**60
 """Sums of attention's powers; gradients are divided by them, and stay far from the smallest bfloat16, 2^-126."""
@@ -102,7 +104,7 @@ def forward_chunks(
 ) -> Iterator[tuple[Chunk, Activations]]:
     """Run chunk after chunk; without `to_out` only as far as the backward pass needs."""
     operands = Operands.of(weights)
-    for chunk in chunks_of(weights, windows, scales, itemsize=2):
+    for chunk in chunks_of(weights, windows, scales, CHUNK_VALUES):
         x = gather(tiles, chunk, weights)
         attention = _attend(x, operands, chunk.kind)
         o = attention.o.view(len(x), x.shape[-1], -1).transpose(1, 2)

@@ -9,9 +9,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-CHUNK_BYTES = 18 << 20
-"""What a chunk of windows works on: small enough to stay in cache, large enough that operators' starts do not count."""
-
 
 class BlockWeights(NamedTuple):
     """Parameters of a block.
@@ -55,10 +52,10 @@ class Chunk(NamedTuple):
     """Factors of the attention and the MLP branch, (n, 1, 1)."""
 
 
-def chunks_of(weights: BlockWeights, windows: BatchWindows, scales: Tensor | None, itemsize: int) -> Iterator[Chunk]:
-    """Windows in pieces of at most `CHUNK_BYTES`, where an activation takes `itemsize` bytes."""
+def chunks_of(weights: BlockWeights, windows: BatchWindows, scales: Tensor | None, values: int) -> Iterator[Chunk]:
+    """Windows in pieces that work on at most this many values."""
     _, heads, tokens, _ = weights.bias.shape
-    count = max(1, CHUNK_BYTES // (itemsize * tokens * (heads * tokens + 12 * weights.norm1_weight.numel())))
+    count = max(1, values // (tokens * (heads * tokens + 12 * weights.norm1_weight.numel())))
     for start in range(0, len(windows.kind), count):
         part = slice(start, start + count)
         scale = (None, None) if scales is None else (scales[0, part, None, None], scales[1, part, None, None])

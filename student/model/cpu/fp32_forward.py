@@ -14,6 +14,9 @@ from torch import Tensor
 from student.model.cpu.chunks import BatchWindows, BlockWeights, Chunk, chunks_of, gather
 from student.model.cpu.norms import Normed, fold_norm, normed
 
+CHUNK_VALUES = 18 << 18
+"""What a chunk of windows works on: small enough to stay in cache, large enough that operators' starts do not count."""
+
 
 class Folded(NamedTuple):
     """Weights as the chunks use them: every linear layer behind a norm contains the norm's scale and shift.
@@ -75,7 +78,7 @@ def forward_chunks(
 ) -> Iterator[tuple[Chunk, Activations]]:
     """Run chunk after chunk; without `to_out` only as far as the backward pass needs."""
     folded = Folded.of(weights)
-    for chunk in chunks_of(weights, windows, scales, itemsize=4):
+    for chunk in chunks_of(weights, windows, scales, CHUNK_VALUES):
         x = gather(tiles, chunk, weights)
         attention = _attend(x, weights, folded, chunk.kind)
         middle = _plus_attention(x, attention.o, weights, chunk.scale[0])

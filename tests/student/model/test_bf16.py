@@ -12,7 +12,7 @@ from pipeline.filters import resize_bicubic_uint8
 from pipeline.images import to_image, to_tensor
 from student.checkpoint import load
 from student.model import SwinIR
-from student.model.cpu import bf16_forward, chunks, swin_block
+from student.model.cpu import bf16_forward, swin_block
 from student.networks import WEIGHTS
 
 VARIANTS = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
@@ -125,7 +125,7 @@ def test_drop_path_scales_the_same_branches_as_in_float32():
 def test_many_chunks_equal_one(monkeypatch):
     model, lr = randomised(SwinIR(SMALL["light"])).train(), random_image(2, 3, 24, 40)
     expected = gradients(model, lr)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 7 * 2 * 64 * (2 * 64 + 12 * 20))  # 7 windows, which divides nothing
+    monkeypatch.setattr(bf16_forward, "CHUNK_VALUES", 7 * 64 * (2 * 64 + 12 * 20))  # 7 windows, which divides nothing
     for name, gradient in gradients(model, lr).items():
         assert error(gradient, expected[name]) < 0.01, name
 

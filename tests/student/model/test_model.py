@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.system.errors import DtkdError
 from student.model import ModelSettings, SwinIR, SwinIRConfig, build, preset_config, preset_of
-from student.model.cpu import chunks, swin_block
+from student.model.cpu import fp32_forward, swin_block
 from student.model.windows import pad_to_multiple
 
 PUBLISHED = [("light", 4, 929_628), ("classical", 4, 11_900_199), ("real-m", 4, 11_715_559), ("real-l", 4, 28_013_059)]
@@ -165,7 +165,7 @@ def test_many_chunks_equal_one(monkeypatch):
     model = randomised(SwinIR(SMALL["light"])).train()
     lr = random_image(2, 3, 24, 40)
     expected = gradients(model, lr)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 7 * 4 * 2 * 64 * 64)  # 7 windows, which divides nothing
+    monkeypatch.setattr(fp32_forward, "CHUNK_VALUES", 7 * 64 * (2 * 64 + 12 * 20))  # 7 windows, which divides nothing
     for name, gradient in gradients(model, lr).items():
         assert_close(gradient, expected[name], 1e-6, name)
 
