@@ -27,20 +27,20 @@ _Form = Literal["safetensors", "onnx", "huggingface"]
 
 
 @app.callback()
-def _root(show_version: options.Version = False) -> None:
+def _root(show_version: options.VersionOption = False) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # pyiqa brings it; its missing CPU kernels concern nobody
 
 
 @_command
 def teacher_cache(
     on_progress: OnProgress,
-    corpus: options.Corpus,
+    corpus: options.CorpusOption,
     cache: Annotated[Path, argument("CACHE", "Folder to write; the same command goes on.")],
-    teacher: options.Teacher = "embedded",
+    teacher: options.TeacherOption = "embedded",
     degradation: Annotated[_Kind | None, option("How LR images are made.  [default: real]")] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
     tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
-    steps: options.Steps = None,
+    steps: options.StepsOption = None,
     seed: Annotated[int | None, option("Decides every random draw.  [default: 0]")] = None,
     limit: Annotated[int | None, option("Use this many photos at most.")] = None,
     hold_out: Annotated[int | None, option("Photos kept out of training.  [default: 2]")] = None,
@@ -48,7 +48,7 @@ def teacher_cache(
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
     config_file: options.ConfigFile = None,
     overrides: options.Overrides = None,
     settings: Annotated[bool, listing("teacher_cache.building.settings:BuildSettings")] = False,
@@ -80,11 +80,11 @@ def teacher_cache(
 @_command
 def verify(
     on_progress: OnProgress,
-    cache: options.Cache,
+    cache: options.CacheOption,
     recompute: Annotated[int, option("Samples to make again with the teacher.", min=0)] = 0,
     teacher: Annotated[str | None, option("Teacher for that.  [default: the cache's, by name]")] = None,
     repair: Annotated[bool, option("Set damaged shards back to not done.", "--repair")] = False,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
 ) -> Result:
     """Check a cache for damage. Every byte is compared with its records; exit code 1 if anything is wrong.
 
@@ -100,13 +100,13 @@ def verify(
 @_command
 def train_teacher(
     on_progress: OnProgress,
-    corpus: options.Corpus,
+    corpus: options.CorpusOption,
     out: Annotated[Path, argument("OUT", "Folder of the run; the same command goes on.")],
     degradation: Annotated[_Made | None, option("How LR images are made.  [default: real]")] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
     config_file: options.ConfigFile = None,
     overrides: options.Overrides = None,
-    resume: options.Resume = True,
+    resume: options.ResumeOption = True,
     settings: Annotated[bool, listing("teacher_cache.training.settings:TeacherRunSettings")] = False,
 ) -> Result:
     """Train a diffusion teacher on your own photos. It is of the embedded one's kind and takes hours, on a GPU.
@@ -124,11 +124,11 @@ def train_teacher(
 @_command
 def train_student(
     on_progress: OnProgress,
-    cache: options.Cache,
+    cache: options.CacheOption,
     run: Annotated[Path, argument("RUN", "Folder of the run; the same command goes on.")],
     config_file: options.ConfigFile = None,
     overrides: options.Overrides = None,
-    resume: options.Resume = True,
+    resume: options.ResumeOption = True,
     settings: Annotated[bool, listing("student.training.settings:RunSettings")] = False,
 ) -> Result:
     """Stage two: train a student from a teacher cache.
@@ -147,13 +147,13 @@ def evaluate(
     on_progress: OnProgress,
     checkpoints: Annotated[list[str], argument("CHECKPOINT...", "Weight files, run folders, or: bicubic")],
     data: Annotated[Path, option("Folder with HR/ and LR/, or one of them; or a cache.")],
-    metrics: options.Metrics = "psnr_y,ssim_y,piqe",
+    metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     out: Annotated[Path | None, option("Write metrics.json, metrics.csv and pictures there.")] = None,
-    overwrite: options.Overwrite = False,
+    overwrite: options.OverwriteOption = False,
     crop_border: Annotated[int | None, option("Pixels left out by psnr_y, ssim_y.  [default: scale]")] = None,
     scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
     limit: Annotated[int | None, option("Take the first images only.")] = None,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
 ) -> Result:
     """Measure checkpoints, bicubic beside them. An image that cannot be used is named; exit code 1 then.
 
@@ -171,12 +171,12 @@ def evaluate(
 @_command
 def report(
     on_progress: OnProgress,
-    cache: options.Cache,
+    cache: options.CacheOption,
     out: Annotated[Path, argument("OUT", "HTML file to write.")],
     dtkd: Annotated[Path, option("Run folder of the distilled student.")],
     gt_only: Annotated[Path | None, option("Run folder trained on the ground truth only.")] = None,
-    overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
+    overwrite: options.OverwriteOption = False,
+    device: options.DeviceOption = "auto",
 ) -> Result:
     """Write the page that compares students and teacher. Exit code 1 where a held-out photo could not be measured.
 
@@ -190,14 +190,14 @@ def report(
 @_command
 def audit(
     on_progress: OnProgress,
-    cache: options.Cache,
+    cache: options.CacheOption,
     student: Annotated[str | None, option("GT-only student: what it lacks is the discrepancy.")] = None,
     teacher: Annotated[str | None, option("The cache's teacher, to ask for another seed.")] = None,
     tiles: Annotated[int, option("Tiles to measure.", min=1)] = 128,
     levels: Annotated[int, option("Levels of the Haar transform.", min=1, max=3)] = 2,
     out: Annotated[Path | None, option("Write audit.json, audit.svg and weights.toml there.")] = None,
-    overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
+    overwrite: options.OverwriteOption = False,
+    device: options.DeviceOption = "auto",
 ) -> Result:
     """Measure what a student can learn from a cache: per band, what there is, how much of it is the same for all seeds.
 
@@ -216,12 +216,12 @@ def audit(
 @_command
 def ablate(
     on_progress: OnProgress,
-    cache: options.Cache,
+    cache: options.CacheOption,
     out: Annotated[Path, argument("OUT", "Folder of the ablation; the same command goes on.")],
     data: Annotated[Path, option("Evaluation set, as for evaluate.")],
     grid: Annotated[str, option("levels, weights, schedule, energy, gt, several by commas, or FILE.toml")] = "energy",
     seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
-    metrics: options.Metrics = "psnr_y,ssim_y,piqe",
+    metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     config_file: options.ConfigFile = None,
     overrides: options.Overrides = None,
 ) -> Result:
@@ -247,7 +247,7 @@ def mix(
     b: Annotated[str, argument("B", "Student at share 1.")],
     out: Annotated[Path, argument("OUT", "FILE.safetensors to write.")],
     share: Annotated[float, option("Of B: 0 is all A, 1 is all B.", min=0, max=1)] = 0.5,
-    overwrite: options.Overwrite = False,
+    overwrite: options.OverwriteOption = False,
 ) -> Result:
     """Write the student between two that were branched from one: a knob from fidelity to realism, without training.
 
@@ -268,9 +268,9 @@ def upscale(
     overlap: Annotated[int, option("Pixels that neighbouring tiles share, a multiple of 8.")] = 32,
     kind: Annotated[_Picture | None, option("Of results in a folder.  [default: the picture's]", "--format")] = None,
     scale: Annotated[int | None, option("Reduce the results to this scale.  [default: the student's]")] = None,
-    overwrite: options.Overwrite = False,
+    overwrite: options.OverwriteOption = False,
     max_megapixels: Annotated[int, option("Refuse larger results.", min=1)] = 1100,
-    device: options.Device = "auto",
+    device: options.DeviceOption = "auto",
 ) -> Result:
     """Upscale pictures with a student. Alpha, 16 bits, EXIF and colour profile are kept.
 
@@ -297,7 +297,7 @@ def export(
     kind: Annotated[_Form | None, option("What to write, where the name does not say it.", "--format")] = None,
     half: Annotated[bool, option("Store weights as float16; computing stays float32.", "--half")] = False,
     int8: Annotated[bool, option("ONNX: linear layers in int8, faster on CPUs.", "--int8")] = False,
-    overwrite: options.Overwrite = False,
+    overwrite: options.OverwriteOption = False,
 ) -> Result:
     """Write a student in a form that other programs read.
 
@@ -317,8 +317,8 @@ def bench(
     what: Annotated[Literal["student", "teacher"], argument("student|teacher", "What to measure.")],
     preset: Annotated[str, option("Preset of the student.")] = "light",
     compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
-    teacher: options.Teacher = "embedded",
-    steps: options.Steps = None,
+    teacher: options.TeacherOption = "embedded",
+    steps: options.StepsOption = None,
     corpus: Annotated[str, option("Photos for the teacher, or: sample")] = "sample",
     rounds: Annotated[int, option("Turns in each case.", min=1)] = 5,
     device: Annotated[str, option("cpu, cuda or auto.")] = "cpu",

@@ -23,19 +23,19 @@ from pipeline.system.results import plain
 from student.contenders import (
     AbsentError,
     Contender,
+    ExportedStudent,
+    InputSize,
     Setup,
-    Size,
-    Student,
     Task,
     Turn,
     contenders_of,
+    prepare_turn,
     random_student,
-    turn_of,
 )
 
 __all__ = ["BenchRow", "Setup", "StudentBench", "bench_lines", "bench_student"]
 
-CASES: tuple[tuple[Task, Size], ...] = (
+CASES: tuple[tuple[Task, InputSize], ...] = (
     ("inference", (1, 128, 128)),
     ("inference", (1, 180, 320)),
     ("inference", (8, 64, 64)),
@@ -123,13 +123,13 @@ def bench_lines(rows: Sequence[BenchRow]) -> list[str]:
     return lines
 
 
-def _measure(setup: Setup, task: Task, size: Size, student: Student, rounds: int) -> list[BenchRow]:
+def _measure(setup: Setup, task: Task, size: InputSize, student: ExportedStudent, rounds: int) -> list[BenchRow]:
     """All contenders in one case."""
     turns: dict[Contender, Turn] = {}
     absent: dict[Contender, str] = {}
     for contender in contenders_of(setup, task):
         try:
-            turns[contender] = turn_of(contender, setup, task, size, student)
+            turns[contender] = prepare_turn(contender, setup, task, size, student)
         except AbsentError as error:
             absent[contender] = str(error)
     results = [turn() for turn in turns.values()]
@@ -180,16 +180,16 @@ def _synchronise(device: str) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _peak_memory(setup: Setup, task: Task, size: Size, contender: Contender) -> int | None:
+def _peak_memory(setup: Setup, task: Task, size: InputSize, contender: Contender) -> int | None:
     """Peak bytes of a contender in PyTorch, in a process of its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_own_peak_memory, setup, task, size, contender).result()
 
 
-def _own_peak_memory(setup: Setup, task: Task, size: Size, contender: Contender) -> int | None:
+def _own_peak_memory(setup: Setup, task: Task, size: InputSize, contender: Contender) -> int | None:
     """Peak bytes of the second turn, beyond what is there before the first one."""
     with cpu_threads(setup.threads), random_student(setup) as student:
-        turn = turn_of(contender, setup, task, size, student)
+        turn = prepare_turn(contender, setup, task, size, student)
         before = _memory(setup.device, peak=False)
         turn()
         if setup.device == "cpu":

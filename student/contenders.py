@@ -21,7 +21,7 @@ from student.model.swinir import SwinIR
 from student.model.weight_files import save_student
 
 Task = Literal["inference", "training"]
-Size = tuple[int, int, int]
+InputSize = tuple[int, int, int]
 """(B, H, W) of an LR batch."""
 Turn = Callable[[], Tensor]
 """Returns the SR images, or in training the gradient of the first layer, which depends on everything."""
@@ -74,7 +74,7 @@ def contenders_of(setup: Setup, task: Task) -> list[Contender]:
     return [c for c in CONTENDERS if c.in_pytorch or (task == "inference" and setup.device == "cpu")]
 
 
-class Student(NamedTuple):
+class ExportedStudent(NamedTuple):
     """The network that all run, with random weights."""
 
     model: SwinIR
@@ -83,7 +83,7 @@ class Student(NamedTuple):
 
 
 @contextmanager
-def random_student(setup: Setup) -> Iterator[Student]:
+def random_student(setup: Setup) -> Iterator[ExportedStudent]:
     """The student of a setup, always with the same weights; its file exists within the block.
 
     Raises:
@@ -92,10 +92,10 @@ def random_student(setup: Setup) -> Iterator[Student]:
     torch.manual_seed(0)
     model = build(setup.preset, setup.scale).to(setup.device)
     with tempfile.TemporaryDirectory() as folder:
-        yield Student(model, Path(folder) / "student.onnx")
+        yield ExportedStudent(model, Path(folder) / "student.onnx")
 
 
-def turn_of(contender: Contender, setup: Setup, task: Task, size: Size, student: Student) -> Turn:
+def prepare_turn(contender: Contender, setup: Setup, task: Task, size: InputSize, student: ExportedStudent) -> Turn:
     """What a contender does in its turn, always with the same random LR batch.
 
     Raises:
@@ -148,7 +148,7 @@ def spandrel_twin(model: SwinIR) -> nn.Module:
     return twin.eval()  # also in training: its stochastic depth would make the gradients differ
 
 
-def _onnxruntime_turn(setup: Setup, lr: Tensor, student: Student) -> Turn:
+def _onnxruntime_turn(setup: Setup, lr: Tensor, student: ExportedStudent) -> Turn:
     try:
         import onnxruntime
     except ImportError as error:
@@ -160,7 +160,7 @@ def _onnxruntime_turn(setup: Setup, lr: Tensor, student: Student) -> Turn:
     return lambda: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])
 
 
-def _openvino_turn(precision: ResolvedPrecision, setup: Setup, lr: Tensor, student: Student) -> Turn:
+def _openvino_turn(precision: ResolvedPrecision, setup: Setup, lr: Tensor, student: ExportedStudent) -> Turn:
     try:
         import openvino
     except ImportError as error:
@@ -178,7 +178,7 @@ def _openvino_turn(precision: ResolvedPrecision, setup: Setup, lr: Tensor, stude
     return lambda: torch.from_numpy(request.infer([lr.numpy()])[0].copy())
 
 
-def _exported(student: Student) -> Path:
+def _exported(student: ExportedStudent) -> Path:
     """The student's ONNX file, written when first asked for.
 
     Raises:

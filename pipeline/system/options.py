@@ -47,7 +47,7 @@ def command_of(app: typer.Typer) -> Callable[[Callable[..., Result]], Callable[.
     def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         description, examples = commands.help_of(function)
         add = app.command(commands.name_of(function), help=description, epilog=f"\b\n{examples}")
-        add(commands.printing(function, Json))
+        add(commands.printing(function, JsonOption))
         return function
 
     return decorate
@@ -80,15 +80,17 @@ def listing(settings: str) -> Any:
     return _ends("--settings", meaning, lambda: config.listing(pkgutil.resolve_name(settings)))
 
 
-Corpus = Annotated[str, argument("CORPUS", "Folder of photos at any depth, or: sample")]
-Cache = Annotated[Path, argument("CACHE", "Folder of a teacher cache.")]
-Teacher = Annotated[str, option("embedded[-bicubic], ldm[:ID], sd-x4[:ID], FOLDER, import:FOLDER, python:FILE:FACTORY")]
-Steps = Annotated[int | None, option("Network evaluations an image.  [default: the teacher's]", min=1)]
-Device = Annotated[str, option("Torch device; auto takes a GPU where there is one.")]
+CorpusOption = Annotated[str, argument("CORPUS", "Folder of photos at any depth, or: sample")]
+CacheOption = Annotated[Path, argument("CACHE", "Folder of a teacher cache.")]
+TeacherOption = Annotated[
+    str, option("embedded[-bicubic], ldm[:ID], sd-x4[:ID], FOLDER, import:FOLDER, python:FILE:FACTORY")
+]
+StepsOption = Annotated[int | None, option("Network evaluations an image.  [default: the teacher's]", min=1)]
+DeviceOption = Annotated[str, option("Torch device; auto takes a GPU where there is one.")]
 ConfigFile = Annotated[Path | None, option("Settings as TOML.", "--config", metavar="FILE")]
 Overrides = Annotated[list[str] | None, option("One setting; repeatable.", "--set", metavar="KEY=VALUE")]
-Metrics = Annotated[str, option("psnr_y, ssim_y, and pyiqa's names, by commas.")]
-Version = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]
-Json = Annotated[bool, option("Print one JSON object instead of text, and no progress.", "--json")]
-Resume = Annotated[bool, option("Go on, or delete what an earlier run left.", "--resume/--fresh")]
-Overwrite = Annotated[bool, option("Replace what an earlier command wrote.", "--overwrite")]
+MetricsOption = Annotated[str, option("psnr_y, ssim_y, and pyiqa's names, by commas.")]
+VersionOption = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]
+JsonOption = Annotated[bool, option("Print one JSON object instead of text, and no progress.", "--json")]
+ResumeOption = Annotated[bool, option("Go on, or delete what an earlier run left.", "--resume/--fresh")]
+OverwriteOption = Annotated[bool, option("Replace what an earlier command wrote.", "--overwrite")]

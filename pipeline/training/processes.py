@@ -18,14 +18,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.system.device import fast_bf16, keep_freed_memory
+from pipeline.system.device import Precision, fast_bf16, keep_freed_memory
 from pipeline.system.errors import DtkdError
 
 if TYPE_CHECKING:
     from pipeline.training.state import RunState
 
 DeviceChoice = Literal["auto", "cpu"]
-Precision = Literal["auto", "fp32", "bf16"]
 T = TypeVar("T")
 
 
@@ -43,8 +42,8 @@ class Seen(NamedTuple):
 def launch(device: DeviceChoice) -> Accelerator:
     """This process's share of the training.
 
-    The accelerator leaves precision to `autocast`: it can have one precision for the life of a process only, and a
-    teacher and a student may be trained in one.
+    The accelerator leaves precision to `autocast_where_it_pays`: it can have one precision for the life of a process
+    only, and a teacher and a student may be trained in one.
 
     Raises:
         DtkdError: the CPU is asked for, and this process computes on another device already.
@@ -68,7 +67,7 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def autocast(
+def autocast_where_it_pays(
     accelerator: Accelerator, precision: Precision, auto: Collection[str]
 ) -> AbstractContextManager[torch.autocast | None]:
     """Context in which a network computes in `precision`; `auto` names the device types where bf16 pays, if native."""

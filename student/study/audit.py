@@ -35,7 +35,7 @@ from student.loss import GROUPS
 from student.stream import CacheDataset
 from student.study.bands import Figures, Pictures, band_names, bicubic, inside, measure, measure_whole
 
-Student = Callable[[Tensor], Tensor]
+Restorer = Callable[[Tensor], Tensor]
 _BATCH = 4  # tiles that the teacher gets at once
 
 
@@ -138,7 +138,7 @@ class Audit:
 def audit(
     dataset: CacheDataset,
     *,
-    student: Student | None = None,
+    student: Restorer | None = None,
     teacher: Teacher | None = None,
     tiles: int = 128,
     levels: int = 2,
@@ -178,7 +178,7 @@ def audit(
 
 
 def _pictures(
-    dataset: CacheDataset, chosen: Sequence[int], student: Student | None, teacher: Teacher | None
+    dataset: CacheDataset, chosen: Sequence[int], student: Restorer | None, teacher: Teacher | None
 ) -> Iterator[tuple[int, Pictures, Tensor]]:
     """(index, every version of the tile, its LR image (1, 3, h, w)) of every chosen sample."""
     scale = dataset.scale

@@ -146,7 +146,7 @@ def _loop(
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
             set_learning_rate(optimizer, rate)
 
-            with processes.autocast(accelerator, t.precision, BF16_DEVICES):
+            with processes.autocast_where_it_pays(accelerator, t.precision, BF16_DEVICES):
                 sr = model(batch.lr)
             loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam)
             accelerator.backward(loss.total)

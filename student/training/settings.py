@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipeline import config
+from pipeline.system.device import Precision
 from pipeline.system.errors import DtkdError
-from pipeline.training.processes import DeviceChoice, Precision
+from pipeline.training.processes import DeviceChoice
 from student.loss import LossSettings
 from student.model import ModelSettings
 from student.stream import DataSettings

@@ -153,7 +153,7 @@ def _loop(
                 pipe = _start_refining(settings, tensors, state, patches, accelerator)
             set_learning_rate(optimizer, rate := _learning_rate(phase, t))
 
-            with processes.autocast(accelerator, t.precision, BF16_DEVICES):
+            with processes.autocast_where_it_pays(accelerator, t.precision, BF16_DEVICES):
                 loss = _loss(pipe, lr, hr, phase, models, state.step, t.seed, accelerator)
             accelerator.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(networks[phase.network].parameters(), t.clip or math.inf)
@@ -246,7 +246,7 @@ def _start_refining(
     predictor.load_state_dict(tensors.ema["predictor"].state_dict())
     predictor.requires_grad_(False).eval()
     pipe = pipeline_of(tensors.networks, settings, state.band_scale)
-    autocast = partial(processes.autocast, accelerator, settings.train.precision, BF16_DEVICES)
+    autocast = partial(processes.autocast_where_it_pays, accelerator, settings.train.precision, BF16_DEVICES)
     state.band_scale = band_scale(pipe, patches, settings.model.whitening, autocast)
     return pipeline_of(tensors.networks, settings, state.band_scale)
 

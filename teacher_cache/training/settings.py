@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from pipeline import config
 from pipeline.degradation import Degradation
+from pipeline.system.device import Precision
 from pipeline.system.errors import DtkdError
-from pipeline.training.processes import DeviceChoice, Precision
+from pipeline.training.processes import DeviceChoice
 
 FREE_KEYS = (
     "data.workers", "sampling.steps", "sampling.temperature",

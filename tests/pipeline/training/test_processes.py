@@ -71,7 +71,7 @@ def test_two_precisions_in_one_process():
     network, x = torch.nn.Linear(2, 2), torch.rand(1, 2)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         accelerator = processes.launch("cpu")
-        with processes.autocast(accelerator, precision, auto=()):
+        with processes.autocast_where_it_pays(accelerator, precision, auto=()):
             assert accelerator.prepare_model(network)(x).dtype == dtype
 
 
@@ -80,7 +80,7 @@ def test_two_precisions_in_one_process():
 ])  # fmt: skip
 def test_auto_is_bf16_where_it_pays(monkeypatch, auto, native, dtype):
     monkeypatch.setattr(processes, "fast_bf16", lambda device: native)
-    with processes.autocast(processes.launch("cpu"), "auto", auto):
+    with processes.autocast_where_it_pays(processes.launch("cpu"), "auto", auto):
         assert torch.nn.Linear(2, 2)(torch.rand(1, 2)).dtype == dtype
 
 
