@@ -12,13 +12,15 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
-from pipeline import config, filters
+from pipeline import filters
 from pipeline.degradation import Degradation, RealSettings, RoundSettings, SecondRoundSettings
 from pipeline.degrade import degrade
 from pipeline.filters import resize_bicubic
 from pipeline.system.errors import DtkdError
 
 EVAL = Path(__file__).parents[3] / "shared" / "data" / "eval"
+
+
 QUIET = {"blur_prob": 0.0, "resize_probs": (0.0, 0.0, 1.0), "noise_sigma": (0.0, 0.0), "gaussian_prob": 1.0}
 
 
@@ -36,9 +38,6 @@ def assert_close(actual: np.ndarray, expected: np.ndarray, tolerance: float) -> 
     difference = np.abs(actual.astype(np.float64) - expected)
     where = np.unravel_index(difference.argmax(), difference.shape)
     assert difference.max() <= tolerance, f"mean {difference.mean():g}, max {difference.max():g} at {where}"
-
-
-# Bicubic
 
 
 def matlab_imresize(image: np.ndarray, out_h: int, out_w: int) -> np.ndarray:
@@ -112,9 +111,6 @@ def test_bicubic_draws_nothing():
     assert rng.random() == untouched.random()
 
 
-# Filters of the real model
-
-
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(24, 32), (15, 20), (95, 127), (97, 140), (144, 192), (96, 60), (1, 1)])
 def test_resize_is_torchs_interpolate(mode, size):
@@ -175,9 +171,6 @@ def test_sinc_passes_low_frequencies_only():
     response = np.abs(np.fft.fft2(kernel, (256, 256)))[0, :128]
     assert_close(response[:50], np.ones(50), 0.1)
     assert response[80:].max() < 0.1
-
-
-# The real model
 
 
 def real(**settings: object) -> Degradation:
@@ -292,67 +285,6 @@ def test_jpeg_quality_is_obeyed():
         lr = degrade(hr, real(jpeg_quality=(quality, quality)), np.random.default_rng(0))
         errors.append(np.abs(lr.astype(int) - hr).mean())
     assert errors[0] < errors[1] / 2 < errors[2] / 2
-
-
-# Settings
-
-
-def test_defaults_are_real_esrgans():
-    """Against options/train_realesrgan_x4plus.yml of the Real-ESRGAN repository."""
-    first, second = RealSettings().first, RealSettings().second
-    for settings in (first, second):
-        assert settings.kernel_side == (7, 21) and settings.sinc_prob == 0.1
-        assert settings.kernel_probs == (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-        assert settings.gaussian_beta == (0.5, 4) and settings.plateau_beta == (1, 2)
-        assert settings.gaussian_prob == 0.5 and settings.gray_prob == 0.4 and settings.jpeg_quality == (30, 95)
-    assert (first.blur_prob, second.blur_prob) == (1, 0.8)
-    assert (first.sigma, second.sigma) == ((0.2, 3), (0.2, 1.5))
-    assert (first.resize_probs, second.resize_probs) == ((0.2, 0.7, 0.1), (0.3, 0.4, 0.3))
-    assert (first.resize, second.resize) == ((0.15, 1.5), (0.3, 1.2))
-    assert (first.noise_sigma, second.noise_sigma) == ((1, 30), (1, 25))
-    assert (first.poisson_scale, second.poisson_scale) == ((0.05, 3), (0.05, 2.5))
-    assert RealSettings().final_sinc_prob == 0.8
-
-
-def test_config_is_json_and_tells_settings_apart():
-    real_config = Degradation("real").config()
-    assert json.loads(json.dumps(real_config)) == real_config
-    milder = RealSettings(first=RoundSettings(noise_sigma=(1.0, 10.0)))
-    assert Degradation("real", 4, milder).config() != real_config
-    assert Degradation("bicubic", 4, milder).config() == Degradation("bicubic").config()  # it does not use them
-    assert Degradation("bicubic", 2).config() != Degradation("bicubic", 4).config()
-
-
-def test_settings_load_from_overrides():
-    settings = config.load(RealSettings, overrides=["second.noise_sigma=[0, 5]", "final_sinc_prob=0"])
-    assert settings.second.noise_sigma == (0, 5) and settings.final_sinc_prob == 0
-    assert settings.second.blur_prob == 0.8 and settings.first == RoundSettings()
-
-
-@pytest.mark.parametrize("kind", ["bicubic", "real", "paired"])
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_margin_is_a_multiple_of_the_scale(kind, scale):
-    assert Degradation(kind, scale).margin % scale == 0
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("blur_prob", 1.5),
-        ("kernel_probs", (0.5, 0.4, 0, 0, 0, 0)),
-        ("resize_probs", (1.2, -0.2, 0)),
-        ("sigma", (3.0, 0.2)),
-        ("sigma", (0.0, 1.0)),
-        ("kernel_side", (7, 20)),
-        ("gaussian_beta", (1.5, 2.0)),
-        ("resize", (0.2, 0.9)),
-        ("jpeg_quality", (0.0, 101.0)),
-        ("noise_sigma", (math.nan, 1.0)),
-    ],
-)
-def test_wrong_settings_are_named(field, value):
-    with pytest.raises(DtkdError, match=field):
-        RoundSettings(**{field: value})
 
 
 def test_wrong_degradations_and_images():

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -11,17 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from skimage import data as photos
 from torch.utils.data import DataLoader
 
 from pipeline import config
 from pipeline.corpus import scan, split_photos
-from pipeline.degradation import Degradation, RealSettings, RoundSettings, SecondRoundSettings
-from pipeline.images import load_rgb, to_image
+from pipeline.degradation import Degradation
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import sample_file
 from teacher_cache import teachers
-from teacher_cache.building import crops
 from teacher_cache.building.build import BuildSettings, build_cache
 from teacher_cache.training import loop
 from teacher_cache.training.loop import TeacherRunSettings, train_teacher
@@ -37,14 +33,6 @@ REAL = Degradation("real", 4)
 
 def settings(*overrides: str) -> TeacherRunSettings:
     return config.load(TeacherRunSettings, None, [*BASE, *overrides])
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for name in ("astronaut", "coffee", "chelsea"):
-        Image.fromarray(getattr(photos, name)()[100:228, 100:260]).save(folder / f"{name}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -200,48 +188,6 @@ def test_settings_that_no_run_can_have(change, message):
 def test_corpora_that_no_run_can_have(corpus, tmp_path):
     with pytest.raises(DtkdError, match=r"3 usable photos cannot spare data\.hold_out=3"):
         train_teacher(str(corpus), tmp_path, settings("data.hold_out=3"))
-
-
-def test_patches_are_functions_of_seed_and_index(corpus):
-    sources = scan(corpus).sources
-    one, two = (PatchDataset(sources, REAL, 8, 3) for _ in range(2))
-    assert torch.equal(one[5].lr, (two[0], two[5])[1].lr)
-    assert not torch.equal(one[5].hr, one[6].hr)
-    assert not torch.equal(one[5].hr, PatchDataset(sources, REAL, 8, 4)[5].hr)
-    assert one[5].lr.shape == (3, 8, 8)
-    assert one[5].hr.shape == (3, 32, 32)
-
-
-def test_mild_patches_are_nearer_to_the_photo(corpus):
-    sources = scan(corpus).sources
-
-    def distance(share):
-        data = PatchDataset(sources, dataclasses.replace(REAL, mild_share=share), 16, 0)
-        pairs = [data[i] for i in range(24)]
-        return np.mean([(torch.nn.functional.avg_pool2d(hr, 4) - lr).abs().mean().item() for lr, hr in pairs])
-
-    assert distance(1.0) < 0.6 * distance(0.0)
-
-
-def test_jpeg_blocks_lie_at_any_phase_as_in_stage_one(corpus):
-    quiet = {"blur_prob": 0.0, "resize_probs": (0.0, 0.0, 1.0), "noise_sigma": (0.0, 0.0), "gaussian_prob": 1.0}
-    blocks = RealSettings(
-        RoundSettings(**quiet, jpeg_quality=(95, 95)),
-        SecondRoundSettings(**quiet, jpeg_quality=(4, 4)),
-        final_sinc_prob=0.0,
-    )
-    degradation = dataclasses.replace(REAL, real=blocks, mild_share=0.0)
-    source = scan(corpus).sources[0]
-    hr, data = load_rgb(source.path), PatchDataset([source], degradation, 32, 0)
-    tile = crops.Tile(source.id, 0, 0, 128, 128, "train")
-
-    def phase(lr: np.ndarray) -> int:
-        steps = np.abs(np.diff(lr.astype(float).mean(2), axis=1)).mean(0)  # (31,)
-        return int(np.argmax([steps[start::8].mean() for start in range(8)]))
-
-    patches = {phase(to_image(data[index].lr)) for index in range(80)}
-    tiles = {phase(crops.cut_tile(hr, None, tile, degradation, seed).lr) for seed in range(80)}
-    assert patches == tiles == set(range(8))
 
 
 def break_body(path):
