@@ -21,6 +21,11 @@ smallest where the student's detail has the teacher's local energy, at any phase
 `gt = low` keeps the ground truth out of the details, whose median it pulls the student to as well: the first term is
 then mean |LL_J(S) - LL_J(GT)| / 2^J, and the teacher has the rest.
 
+`cycle_spinning` moves the grid of W and of the windows by a random number of pixels every step, the same for all images
+(after Coifman & Donoho, "Translation-invariant de-noising", 1995). A decimated transform on a fixed grid never compares
+pixels on both sides of a block's border: at x4 and J = 2 a student may then have its detail inside LR pixels and none
+between them, which shows as stepped diagonals. Off by default: the method as published has one grid.
+
 LL_J is divided by 2^J, which makes it the local pixel mean in [0, 1] (orthonormal coefficients are 2^J times that);
 the detail bands keep the orthonormal scale.
 
@@ -77,6 +82,8 @@ class LossSettings:
     """Weight of the energy distance L_E relative to L_FG; 0 leaves it out."""
     gt: Literal["all", "low"] = "all"
     """Where the ground truth counts: in the whole image, or in the low group only."""
+    cycle_spinning: bool = False
+    """Move the grid of the transform by a random number of pixels every step."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -145,9 +152,16 @@ class Magnitudes(NamedTuple):
     high: float
 
 
-def distillation_loss(sr: Tensor, gt: Tensor, teacher: Tensor, weights: GroupWeights, lam: float) -> LossParts:
-    """L1(sr, gt) + lam * (L_FG + energy * L_E)(sr, teacher) of images (B, C, H, W) in [0, 1], in float32."""
+def distillation_loss(
+    sr: Tensor, gt: Tensor, teacher: Tensor, weights: GroupWeights, lam: float, shift: tuple[int, int] = (0, 0)
+) -> LossParts:
+    """L1(sr, gt) + lam * (L_FG + energy * L_E)(sr, teacher) of images (B, C, H, W) in [0, 1], in float32.
+
+    `shift` moves the images under the grid of the transform, down and to the right in pixels, around their borders.
+    """
     sr = sr.float()
+    if any(shift):
+        sr, gt, teacher = (torch.roll(image, shift, (-2, -1)) for image in (sr, gt, teacher))
     whole = weights.gt == "all"
     l1 = F.l1_loss(sr, gt) if whole else group_distances(sr, gt, weights.levels, weights.wavelet).low
     low, mid, high = group_distances(sr, teacher, weights.levels, weights.wavelet)

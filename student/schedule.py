@@ -1,4 +1,4 @@
-"""The weight of the distillation loss as a pure function of the step.
+"""What changes in the distillation loss during training, as pure functions of the step: its weight, its grid.
 
 No state to save, and a resumed run needs nothing but its step. `step` counts finished optimiser steps,
 0 <= step < total.
@@ -6,7 +6,9 @@ No state to save, and a resumed run needs nothing but its step. `step` counts fi
 
 import math
 
-from student.loss import LossSettings
+import numpy as np
+
+from student.loss import ENERGY_WINDOW, LossSettings
 
 
 def distill_weight(step: int, total: int, settings: LossSettings) -> float:
@@ -23,3 +25,14 @@ def distill_weight(step: int, total: int, settings: LossSettings) -> float:
         progress = (1 - math.cos(math.pi * progress)) / 2
     ramp = 1 - progress if settings.schedule == "reversed" else progress
     return settings.lambda_max * ramp
+
+
+def grid_shift(step: int, seed: int, settings: LossSettings) -> tuple[int, int]:
+    """Pixels, down and right, that the images move under the transform's grid: any of a window, for cycle spinning.
+
+    The same on all processes of a training.
+    """
+    if not settings.cycle_spinning:
+        return 0, 0
+    down, right = np.random.default_rng([seed, step]).integers(ENERGY_WINDOW, size=2).tolist()
+    return down, right

@@ -30,7 +30,7 @@ from pipeline.training.schedules import learning_rate, set_learning_rate
 from pipeline.training.validation import finite_psnr_y
 from student.loss import distillation_loss
 from student.model import SwinIR
-from student.schedule import distill_weight
+from student.schedule import distill_weight, grid_shift
 from student.stream import Batch, CacheDataset, batches, open_cache, refuse_misfits
 from student.training.run import BEST, LAYOUT, STUDENT, begin, export, save_run
 from student.training.settings import RunSettings, TrainSettings
@@ -148,7 +148,8 @@ def _loop(
 
             with processes.autocast_where_it_pays(accelerator, t.precision, BF16_DEVICES):
                 sr = model(batch.lr)
-            loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam)
+            shift = grid_shift(state.step, t.seed, settings.loss)
+            loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam, shift)
             accelerator.backward(loss.total)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), t.clip or math.inf)
 

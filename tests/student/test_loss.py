@@ -108,6 +108,18 @@ def test_ground_truth_in_the_low_group_only():
     assert got.total.item() == pytest.approx(means.abs().mean().item(), rel=1e-5)
 
 
+def test_a_shifted_grid_sees_the_borders_of_blocks():
+    blocks = images(7, 8).repeat_interleave(4, -1).repeat_interleave(4, -2)  # all its detail is between 4x4 blocks
+    weights, flat = GroupWeights(0, 1, 1, energy=1.0), torch.full_like(blocks, 0.5)
+    fixed = distillation_loss(blocks, blocks, flat, weights, 1.0)
+    assert fixed.total.item() == pytest.approx(0, abs=1e-6)
+    shifted = distillation_loss(blocks, blocks, flat, weights, 1.0, (2, 3))
+    moved = distillation_loss(*(torch.roll(image, (2, 3), (2, 3)) for image in (blocks, blocks, flat)), weights, 1.0)
+    assert shifted == moved
+    assert min(shifted.mid.item(), shifted.high.item(), shifted.energy.item()) > 0.01
+    assert shifted.l1.item() == 0
+
+
 def test_gradient_reaches_the_student_only_through_what_counts():
     sr, gt, teacher = images(1).requires_grad_(), images(2), images(3)
     (plain,) = torch.autograd.grad(torch.nn.functional.l1_loss(sr, gt), sr)

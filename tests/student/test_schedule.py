@@ -5,7 +5,7 @@ import math
 import pytest
 
 from student.loss import LossSettings
-from student.schedule import distill_weight
+from student.schedule import distill_weight, grid_shift
 
 TOTAL = 1000
 
@@ -35,3 +35,13 @@ def test_reversed_falls_as_linear_rises():
 def test_distill_weight_without_length_is_a_step():
     settings = LossSettings(start=0.5, length=0.0)
     assert [distill_weight(step, TOTAL, settings) for step in (0, 499, 500, 999)] == [0, 0, 1, 1]
+
+
+def test_grid_shift_is_any_place_of_a_window_and_a_function_of_the_step():
+    spinning = LossSettings(cycle_spinning=True)
+    shifts = [grid_shift(step, 3, spinning) for step in range(400)]
+    assert {down for down, _ in shifts} == {right for _, right in shifts} == set(range(16))
+    assert len(set(shifts)) > 150
+    assert shifts == [grid_shift(step, 3, spinning) for step in range(400)]
+    assert shifts != [grid_shift(step, 4, spinning) for step in range(400)]
+    assert {grid_shift(step, 3, LossSettings()) for step in range(9)} == {(0, 0)}

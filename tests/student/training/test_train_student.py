@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[3]
 BASE = (
     "model.preset=tiny", "model.drop_path=.2", "train.steps=10", "train.batch_size=2", "train.patch=8", "train.lr=2e-3",
     "train.lr_warmup=2", "train.save_every=3", "train.val_every=5", "train.log_every=2", "train.device=cpu",
-    "data.workers=1",
+    "data.workers=1", "loss.energy=1", "loss.cycle_spinning=true",
 )  # fmt: skip
 
 CHILD = """
