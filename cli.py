@@ -314,7 +314,7 @@ def export(
 @_command
 def bench(
     on_progress: OnProgress,
-    what: Annotated[Literal["student", "teacher"], argument("student|teacher", "What to measure.")],
+    what: Annotated[Literal["student", "train", "teacher"], argument("student|train|teacher", "What to measure.")],
     preset: Annotated[str, option("Preset of the student.")] = "light",
     compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
     teacher: options.TeacherOption = "embedded",
@@ -324,7 +324,7 @@ def bench(
     device: Annotated[str, option("cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, option("Threads of CPU operators.", min=1)] = 2,
 ) -> Result:
-    """Measure speed and memory. The student has turns with other programs; a teacher goes through stage one.
+    """Measure speed and memory: the student beside other programs, what the loss adds to a step, a teacher's parts.
 
     dtkd bench student --preset tiny --rounds 9 --json
     dtkd bench teacher --rounds 3
@@ -333,16 +333,17 @@ def bench(
 
     chosen = choose(device)
     if what == "student":
-        from student.bench import Setup, StudentBench, bench_student
+        from student.bench import Setup, bench_student
 
-        setup = Setup(preset, device=chosen, threads=threads, compiled=compiled)
-        return StudentBench(setup, rounds, tuple(bench_student(setup, rounds)))
-    from teacher_cache.bench import BuildSettings, TeacherBench, bench_teacher
+        return bench_student(Setup(preset, device=chosen, threads=threads, compiled=compiled), rounds)
+    if what == "train":
+        from student.bench_train import bench_train
+
+        return bench_train(preset, chosen, threads, rounds)
+    from teacher_cache.bench import BuildSettings, bench_teacher
     from teacher_cache.teachers import load
 
-    loaded = load(teacher, steps=steps, device=chosen)
-    rows = bench_teacher(corpus, loaded, BuildSettings(), rounds, threads)
-    return TeacherBench(teacher, loaded.steps, rounds, chosen, threads, tuple(rows))
+    return bench_teacher(corpus, load(teacher, steps=steps, device=chosen), BuildSettings(), rounds, threads, chosen)
 
 
 if __name__ == "__main__":

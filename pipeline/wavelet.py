@@ -71,9 +71,11 @@ def check_wavelet(name: str) -> None:
 
 
 def _haar_step(x: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]  # (B, C, H/2, W/2)
-    c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
-    top, bottom, top_diff, bottom_diff = a + b, c + d, a - b, c - d
+    # Pairs by unbind, whose backward is one stack; that of a slice with a step fills and adds an image for each slice.
+    left, right = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, C, H, W/2)
+    (top, bottom), (top_diff, bottom_diff) = (
+        rows.unflatten(-2, (-1, 2)).unbind(-2) for rows in (left + right, left - right)
+    )  # (B, C, H/2, W/2)
     detail = torch.stack((top - bottom, top_diff + bottom_diff, top_diff - bottom_diff), dim=2)  # (B, C, 3, H/2, W/2)
     return (top + bottom) / 2, detail / 2
 

@@ -88,7 +88,7 @@ class StudentBench:
         return {"bench": "student", "rounds": self.rounds, **plain(self.setup), "rows": plain(self.rows)}
 
 
-def bench_student(setup: Setup, rounds: int = 5) -> list[BenchRow]:
+def bench_student(setup: Setup, rounds: int = 5) -> StudentBench:
     """Measure the student in both precisions, and the other programs that are installed, in turns.
 
     Each takes `rounds` turns in each case, after one to warm up.
@@ -99,7 +99,8 @@ def bench_student(setup: Setup, rounds: int = 5) -> list[BenchRow]:
     if rounds < 1:
         raise DtkdError(f"rounds must be at least 1, got {rounds}")
     with cpu_threads(setup.threads), random_student(setup) as student:
-        return [row for task, size in CASES for row in _measure(setup, task, size, student, rounds)]
+        rows = [row for task, size in CASES for row in _measure(setup, task, size, student, rounds)]
+    return StudentBench(setup, rounds, tuple(rows))
 
 
 def bench_lines(rows: Sequence[BenchRow]) -> list[str]:

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
-from pipeline.wavelet import check_wavelet, decompose
+from pipeline.wavelet import Pyramid, check_wavelet, decompose
 
 GROUPS = ("low", "mid", "high")
 ENERGY_WINDOW = 16
@@ -159,34 +159,36 @@ def distillation_loss(
 
     `shift` moves the images under the grid of the transform, down and to the right in pixels, around their borders.
     """
+
+    def transform(image: Tensor) -> Pyramid:
+        moved = torch.roll(image, shift, (-2, -1)) if any(shift) else image
+        return decompose(moved, weights.levels, weights.wavelet)
+
     sr = sr.float()
-    if any(shift):
-        sr, gt, teacher = (torch.roll(image, shift, (-2, -1)) for image in (sr, gt, teacher))
-    whole = weights.gt == "all"
-    l1 = F.l1_loss(sr, gt) if whole else group_distances(sr, gt, weights.levels, weights.wavelet).low
-    low, mid, high = group_distances(sr, teacher, weights.levels, weights.wavelet)
+    ours, theirs = transform(sr), transform(teacher)
+    l1 = F.l1_loss(sr, gt) if weights.gt == "all" else group_distances(ours, transform(gt)).low
+    low, mid, high = group_distances(ours, theirs)
     fg = weights.low * low + weights.mid * mid + weights.high * high
     energy = fg.new_zeros(())
     if weights.energy:
-        distance = energy_distances(sr, teacher, weights.levels, weights.wavelet)
+        distance = energy_distances(ours, theirs)
         energy = weights.mid * distance.mid + weights.high * distance.high
     return LossParts(l1 + lam * (fg + weights.energy * energy), l1, fg, energy, low, mid, high)
 
 
-def group_distances(sr: Tensor, teacher: Tensor, levels: int, wavelet: str = "haar") -> GroupDistance:
-    """Mean absolute difference of each frequency group between images (B, C, H, W); W is linear, so W(S - T)."""
-    low, details = decompose(sr - teacher, levels, wavelet)
-    return _grouped(low.abs().mean() / 2**levels, [detail.abs().mean() for detail in details])
+def group_distances(ours: Pyramid, theirs: Pyramid) -> GroupDistance:
+    """Mean absolute difference of each frequency group between two decompositions."""
+    details = [F.l1_loss(s, t) for s, t in zip(ours.details, theirs.details, strict=True)]
+    return _grouped(F.l1_loss(ours.low, theirs.low) / 2 ** len(details), details)
 
 
-def energy_distances(sr: Tensor, teacher: Tensor, levels: int, wavelet: str = "haar") -> GroupDistance:
-    """Mean absolute difference of the local RMS of the detail bands of images (B, C, H, W); `low` is 0."""
-    ours, theirs = (decompose(image, levels, wavelet).details for image in (sr, teacher))
+def energy_distances(ours: Pyramid, theirs: Pyramid) -> GroupDistance:
+    """Mean absolute difference of the local RMS of the detail bands of two decompositions; `low` is 0."""
     distances = []
-    for level, (s, t) in enumerate(zip(ours, theirs, strict=True), 1):
+    for level, (s, t) in enumerate(zip(ours.details, theirs.details, strict=True), 1):
         side = max(ENERGY_WINDOW >> level, 1)
-        distances.append((local_rms(s, side) - local_rms(t, side)).abs().mean())
-    return _grouped(sr.new_zeros(()), distances)
+        distances.append(F.l1_loss(local_rms(s, side), local_rms(t, side)))
+    return _grouped(ours.low.new_zeros(()), distances)
 
 
 def local_rms(band: Tensor, side: int) -> Tensor:
@@ -215,7 +217,7 @@ def measure(pairs: Iterable[tuple[Tensor, Tensor]], levels: int, wavelet: str = 
     rows = []
     for lr, teacher in pairs:
         s0 = F.interpolate(lr, size=teacher.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-        distances = group_distances(s0, teacher, levels, wavelet)
+        distances = group_distances(decompose(s0, levels, wavelet), decompose(teacher, levels, wavelet))
         rows.append(torch.stack([F.l1_loss(s0, teacher), *distances]).double())
     return Magnitudes(*torch.stack(rows).mean(0).tolist())
 

@@ -60,9 +60,12 @@ def bench_teacher(
     teacher: Teacher,
     settings: BuildSettings,
     rounds: int = 5,
-    threads: int | None = 2,
-) -> list[Part]:
+    threads: int = 2,
+    device: str = "cpu",
+) -> TeacherBench:
     """Take the first tiles of a corpus through stage one, part by part, `rounds` times, on `threads` CPU threads.
+
+    `device` is where the teacher is, for the record.
 
     A build cuts the next tiles while the teacher works, so it takes less than the sum where there is a second core.
 
@@ -90,7 +93,8 @@ def bench_teacher(
         f"teacher, {teacher.steps} steps of {step:.4f} s": teacher.steps * step,
         "encode": encode,
     }
-    return [Part(name, value, value / sum(seconds.values())) for name, value in seconds.items()]
+    parts = tuple(Part(name, value, value / sum(seconds.values())) for name, value in seconds.items())
+    return TeacherBench(teacher.name, teacher.steps, rounds, device, threads, parts)
 
 
 def start_and_step(one: float, many: float, steps: int) -> tuple[float, float]:

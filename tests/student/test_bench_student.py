@@ -56,7 +56,7 @@ def without(monkeypatch):
 
 def test_every_program_runs_the_same_network():
     threads = torch.get_num_threads()
-    rows = bench_student(small(), rounds=2)
+    rows = bench_student(small(), rounds=2).rows
     assert torch.get_num_threads() == threads
     inference, training = ([row for row in rows if row.task == task] for task in ("inference", "training"))
     assert [(row.program, row.precision) for row in inference] == list(CONTENDERS)
@@ -83,13 +83,13 @@ def test_a_twin_of_other_weights_is_seen(monkeypatch):
         return twin
 
     monkeypatch.setattr(contenders, "spandrel_twin", changed)
-    for row in bench_student(small(), rounds=1):
+    for row in bench_student(small(), rounds=1).rows:
         assert row.program != "spandrel" or row.max_difference > 1e-4
 
 
 def test_a_program_that_is_not_installed_says_so(without):
     without(*OUTSIDE, "spandrel")
-    rows = bench_student(small(), rounds=1)
+    rows = bench_student(small(), rounds=1).rows
     assert {row.program for row in rows if row.absent is None} == {"dtkd"}
     lines = bench_lines(rows)
     assert len(lines) == 1 + len(rows)
@@ -105,7 +105,7 @@ from student import bench
 from student.contenders import Setup
 bench.CASES = (("inference", (1, 8, 9)),)
 openvino.CompiledModel.get_property = lambda self, name: openvino.Type.f32
-rows = bench.bench_student(Setup("tiny", threads=1, memory=False), rounds=1)
+rows = bench.bench_student(Setup("tiny", threads=1, memory=False), rounds=1).rows
 print([(row.precision, row.absent) for row in rows if row.program == "OpenVINO"])
 print(max(row.max_difference for row in rows if row.program == "OpenVINO" and not row.absent) < 1e-5)
 """
@@ -119,7 +119,7 @@ print(max(row.max_difference for row in rows if row.program == "OpenVINO" and no
 def test_memory_is_that_of_the_case(monkeypatch):
     monkeypatch.setattr(bench, "CASES", (("training", (1, 96, 96)),))
     features = 96 * 96 * 48 * 4
-    large = bench_student(small(memory=True), rounds=1)
+    large = bench_student(small(memory=True), rounds=1).rows
     assert [row.program for row in large] == ["dtkd", "dtkd", "spandrel"]
     assert all(row.memory > features for row in large)
     assert large[1].memory < large[0].memory  # bfloat16 activations
@@ -129,7 +129,7 @@ def test_memory_is_that_of_the_case(monkeypatch):
 
 @pytest.mark.slow
 def test_compiled():
-    measured = [row for row in bench_student(small(compiled=True), rounds=1) if row.absent is None]
+    measured = [row for row in bench_student(small(compiled=True), rounds=1).rows if row.absent is None]
     assert {row.program for row in measured} == {"dtkd", "spandrel", "ONNX Runtime"}
     for row in measured:
         assert row.max_difference < (1e-5 if row.precision == "fp32" else 0.05), row

@@ -8,6 +8,7 @@ import pywt
 import torch
 
 from pipeline.system.errors import DtkdError
+from pipeline.wavelet import decompose
 from student.loss import (
     MODES,
     GroupWeights,
@@ -134,7 +135,7 @@ def test_gradient_reaches_the_student_only_through_what_counts():
 def test_low_group_is_in_pixel_units():
     sr = torch.full((1, 3, 16, 16), 0.25)
     for levels in range(4):
-        low, mid, high = group_distances(sr, torch.zeros_like(sr), levels)
+        low, mid, high = group_distances(decompose(sr, levels), decompose(torch.zeros_like(sr), levels))
         assert (low.item(), mid.item(), high.item()) == pytest.approx((0.25, 0, 0))
 
 

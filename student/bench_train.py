@@ -1,0 +1,170 @@
+"""What the distillation loss costs a training step, beside L1 to the ground truth alone.
+
+On a shared machine whole steps differ by more than the loss takes, so the losses take turns on one picture, forward and
+backward to it, and what each takes beyond L1 is divided by the time of a whole step with L1.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.system.device import ResolvedPrecision, autocast, cpu_threads, keep_freed_memory
+from pipeline.system.errors import UsageError
+from pipeline.system.results import plain
+from pipeline.training.ema import average
+from student.loss import GroupWeights, distillation_loss
+from student.model import build
+from student.model.swinir import SwinIR
+
+LossOf = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(sr, gt, teacher) to a scalar."""
+
+LOSSES: dict[str, GroupWeights | None] = {
+    "L1": None,
+    "L1 + L_FG": GroupWeights(0.25, 1.0, 0.5),
+    "L1 + L_FG + energy": GroupWeights(0.25, 1.0, 0.5, energy=8.0),
+}
+"""The first is what the others are compared with; they have a shifted grid, as with cycle spinning."""
+TURNS = 10
+"""Turns of the losses between two steps: they are short."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One loss with one precision of the network."""
+
+    precision: ResolvedPrecision
+    loss: str
+    seconds: float
+    """Median time of the loss, forward and backward."""
+    step_seconds: float
+    """Median time of a whole step with L1: network, loss, backward pass, clipping, optimiser, average."""
+    added: float
+    """Share of such a step that the loss takes beyond L1."""
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """All rows, and how they were measured."""
+
+    preset: str
+    batch: int
+    patch: int
+    device: str
+    threads: int
+    rounds: int
+    rows: tuple[Row, ...]
+
+    failure = None
+    """See `pipeline.system.results.Result`."""
+
+    def lines(self) -> list[str]:
+        """For people."""
+        columns = "{:<9}  {:<18}  {:>9}  {:>9}  {:>6}"
+        lines = [columns.format("precision", "loss", "loss ms", "step ms", "adds")]
+        for row in self.rows:
+            times = (f"{1000 * row.seconds:.2f}", f"{1000 * row.step_seconds:.0f}")
+            lines.append(columns.format(row.precision, row.loss, *times, f"{100 * row.added:.1f} %"))
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"bench": "train", **plain(self)}
+
+
+def bench_train(
+    preset: str, device: str, threads: int, rounds: int = 5, batch: int = 8, patch: int = 48, scale: int = 4
+) -> TrainBench:
+    """Measure steps of a preset on random pictures, in both precisions; one step more warms up.
+
+    Args:
+        preset: of the student.
+        device: torch device.
+        threads: of CPU operators.
+        rounds: steps that are timed.
+        batch: patches a step.
+        patch: side of an LR patch, LR pixels.
+        scale: HR pixels to an LR pixel.
+
+    Raises:
+        DtkdError: there is no such preset or scale.
+        UsageError: `rounds`, `batch` or `patch` is below 1.
+    """
+    if min(rounds, batch, patch) < 1:
+        raise UsageError(f"rounds, batch and patch must be at least 1, got {rounds}, {batch}, {patch}")
+    keep_freed_memory()
+    torch.manual_seed(0)
+    lr = torch.rand(batch, 3, patch, patch, device=device)
+    gt, teacher = (torch.rand(batch, 3, scale * patch, scale * patch, device=device) for _ in range(2))
+    precisions: tuple[ResolvedPrecision, ...] = ("fp32", "bf16")
+    with cpu_threads(threads):
+        rows = [
+            row for p in precisions for row in _measure(build(preset, scale).to(device), p, (lr, gt, teacher), rounds)
+        ]
+    return TrainBench(preset, batch, patch, device, threads, rounds, tuple(rows))
+
+
+def _measure(
+    network: SwinIR, precision: ResolvedPrecision, images: tuple[Tensor, Tensor, Tensor], rounds: int
+) -> list[Row]:
+    lr, gt, teacher = images
+    step = _step(network, precision, lr, gt)
+    turns = {name: _loss(weights) for name, weights in LOSSES.items()}
+    steps: list[float] = []
+    losses: dict[str, list[float]] = {name: [] for name in LOSSES}
+    sr = step()  # warms up
+    for _ in range(rounds):
+        steps.append(_seconds(step, gt.device))
+        for _ in range(TURNS):
+            for name, loss in turns.items():
+                picture = sr.detach().requires_grad_()
+                losses[name].append(_seconds(partial(_backward, loss, picture, gt, teacher), gt.device))
+    whole, medians = statistics.median(steps), {name: statistics.median(times) for name, times in losses.items()}
+    return [Row(precision, name, loss, whole, (loss - medians["L1"]) / whole) for name, loss in medians.items()]
+
+
+def _backward(loss: LossOf, sr: Tensor, gt: Tensor, teacher: Tensor) -> None:
+    loss(sr, gt, teacher).backward()
+
+
+def _loss(weights: GroupWeights | None) -> LossOf:
+    if weights is None:
+        return lambda sr, gt, _: F.l1_loss(sr, gt)
+    return lambda sr, gt, teacher: distillation_loss(sr, gt, teacher, weights, 1.0, (5, 3)).total
+
+
+def _step(network: SwinIR, precision: ResolvedPrecision, lr: Tensor, gt: Tensor) -> Callable[[], Tensor]:
+    """A training step with L1, which returns the SR images in float32."""
+    averaged = copy.deepcopy(network)
+    optimizer = torch.optim.AdamW(network.train().parameters(), lr=1e-4)
+
+    def step() -> Tensor:
+        with autocast(precision, str(lr.device)):
+            sr = network(lr)
+        F.l1_loss(sr.float(), gt).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        average(averaged, network, 0.999)
+        optimizer.zero_grad()
+        return sr.float()
+
+    return step
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of some work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter() - start
