@@ -22,10 +22,13 @@ DEMO_STEPS  ?= 200
 DEMO_TRAIN  := --set model.preset=tiny --set train.init=tiny-x4-gt --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
     --set train.patch=32 --set train.lr=1e-4 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
 
+ABLATION := runs/ablation
+SEEDS    ?= 3
+
 SOURCES := cli.py examples pipeline student teacher_cache tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo teacher-cache train-student evaluate bench test test-slow lint typecheck imports check format clean
+.PHONY: help demo teacher-cache train-student evaluate ablate bench test test-slow lint typecheck imports check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +47,12 @@ train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=
 
 evaluate: $(STAMP)  ## figures beside bicubic: CHECKPOINT=runs/student DATA=FOLDER (HR/ and LR/, one of them, or a cache)
 	$(BIN)/dtkd evaluate "$(CHECKPOINT)" --data "$(DATA)" $(ARGS)
+
+ablate: $(STAMP)  ## the published ablation (docs/method.md), hours: CORPUS=~/photos DATA=FOLDER (default: held-out photos) SEEDS=3
+	$(BIN)/dtkd teacher-cache "$(CORPUS)" $(ABLATION)/cache --hold-out 4 --teacher "$(TEACHER)"
+	$(BIN)/dtkd teacher-cache "$(CORPUS)" $(ABLATION)/cache-one-step --hold-out 4 --teacher "$(TEACHER)" --steps 1
+	$(BIN)/dtkd ablate $(ABLATION)/cache $(ABLATION)/arms --grid recipes/ablation.toml --seeds $(SEEDS) \
+	    --config recipes/ablation-training.toml --data "$(if $(filter-out $(CACHE),$(DATA)),$(DATA),$(ABLATION)/cache)" $(ARGS)
 
 bench: $(STAMP)  ## the student's speed beside other programs': ARGS="--preset tiny --rounds 9"
 	$(BIN)/dtkd bench student $(ARGS)

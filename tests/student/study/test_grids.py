@@ -1,9 +1,15 @@
+"""Grids by name and from files, and the one that is published."""
+
+from pathlib import Path
+
 import pytest
 
 from pipeline import config
 from pipeline.system.errors import DtkdError
 from student.study.grids import GRIDS, Arm, Grid, find_grid, read_grid
 from student.training.settings import RunSettings
+
+RECIPES = Path(__file__).parents[3] / "recipes"
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -34,6 +40,16 @@ def test_a_grid_of_ones_own(tmp_path):
     ]  # fmt: skip
     assert str(grid.arms[1].cache) == "runs/one-step"
     assert config.load(RunSettings, None, list(grid.arms[0].changes)).loss.weights == (1, 2, 3)
+
+
+def test_the_published_ablation_has_the_shipped_recipe_as_an_arm():
+    grid, shared = find_grid(str(RECIPES / "ablation.toml")), RECIPES / "ablation-training.toml"
+    runs = {arm.name: config.load(RunSettings, shared, list(arm.changes)) for arm in grid.arms}
+    assert len(runs) == 6 and grid.arms[0].name == "gt-only"
+    assert {(run.train, run.model) for run in runs.values()} == {(runs["gt-only"].train, runs["gt-only"].model)}
+    recipe = config.load(RunSettings, RECIPES / "realism.toml", []).loss
+    assert runs["energy"].loss == runs["energy-one-step"].loss == recipe
+    assert [arm.name for arm in grid.arms if arm.cache] == ["energy-one-step"]
 
 
 @pytest.mark.parametrize(
