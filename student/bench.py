@@ -7,7 +7,7 @@ medians of their ratios hold. Peak memory is measured in a fresh process for eac
 import multiprocessing
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def _measure(setup: Setup, task: Task, size: InputSize, student: ExportedStudent
         except AbsentError as error:
             absent[contender] = str(error)
     results = [turn() for turn in turns.values()]
-    times = [[_seconds(turn, setup.device) for turn in turns.values()] for _ in range(rounds)]
+    times = [[seconds_of(turn, setup.device) for turn in turns.values()] for _ in range(rounds)]
     measured = iter(zip(results, zip(*times, strict=True), strict=True))
     ours, expected = [row[0] for row in times], results[0]
     size_text, rows = "x".join(map(str, size)), []
@@ -168,7 +168,8 @@ def _difference(result: Tensor, expected: Tensor) -> float:
     return float((result - expected).abs().max())
 
 
-def _seconds(turn: Turn, device: str) -> float:
+def seconds_of(turn: Callable[[], object], device: str) -> float:
+    """Wall-clock seconds of a turn on a torch device."""
     _synchronise(device)
     start = time.perf_counter()
     turn()

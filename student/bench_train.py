@@ -6,7 +6,6 @@ backward to it, and what each takes beyond L1 is divided by the time of a whole 
 
 import copy
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +19,31 @@ from pipeline.system.device import ResolvedPrecision, autocast, cpu_threads, kee
 from pipeline.system.errors import UsageError
 from pipeline.system.results import plain
 from pipeline.training.ema import average
-from student.loss import GroupWeights, distillation_loss
+from student.bench import seconds_of
+from student.loss import MODES, GroupWeights, distillation_loss
 from student.model import build
 from student.model.swinir import SwinIR
 
-LossOf = Callable[[Tensor, Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(sr, gt, teacher) to a scalar."""
 
-LOSSES: dict[str, GroupWeights | None] = {
-    "L1": None,
-    "L1 + L_FG": GroupWeights(0.25, 1.0, 0.5),
-    "L1 + L_FG + energy": GroupWeights(0.25, 1.0, 0.5, energy=8.0),
+
+def _l1(sr: Tensor, gt: Tensor, _: Tensor) -> Tensor:
+    return F.l1_loss(sr, gt)
+
+
+def _distilled(energy: float = 0.0, shift: tuple[int, int] = (0, 0)) -> Loss:
+    weights = GroupWeights(*MODES["mid"], energy=energy)
+    return lambda sr, gt, teacher: distillation_loss(sr, gt, teacher, weights, 1.0, shift).total
+
+
+LOSSES: dict[str, Loss] = {
+    "L1": _l1,
+    "L_FG": _distilled(),
+    "L_FG, energy": _distilled(energy=1.0),
+    "L_FG, energy, cycle spinning": _distilled(energy=1.0, shift=(5, 3)),
 }
-"""The first is what the others are compared with; they have a shifted grid, as with cycle spinning."""
+"""By name; the first is what the others, which have L1 as well, are compared with."""
 TURNS = 10
 """Turns of the losses between two steps: they are short."""
 
@@ -68,7 +79,7 @@ class TrainBench:
 
     def lines(self) -> list[str]:
         """For people."""
-        columns = "{:<9}  {:<18}  {:>9}  {:>9}  {:>6}"
+        columns = "{:<9}  {:<28}  {:>9}  {:>9}  {:>6}"
         lines = [columns.format("precision", "loss", "loss ms", "step ms", "adds")]
         for row in self.rows:
             times = (f"{1000 * row.seconds:.2f}", f"{1000 * row.step_seconds:.0f}")
@@ -115,30 +126,23 @@ def bench_train(
 def _measure(
     network: SwinIR, precision: ResolvedPrecision, images: tuple[Tensor, Tensor, Tensor], rounds: int
 ) -> list[Row]:
-    lr, gt, teacher = images
+    (lr, gt, teacher), device = images, str(images[0].device)
     step = _step(network, precision, lr, gt)
-    turns = {name: _loss(weights) for name, weights in LOSSES.items()}
     steps: list[float] = []
     losses: dict[str, list[float]] = {name: [] for name in LOSSES}
     sr = step()  # warms up
     for _ in range(rounds):
-        steps.append(_seconds(step, gt.device))
+        steps.append(seconds_of(step, device))
         for _ in range(TURNS):
-            for name, loss in turns.items():
+            for name, loss in LOSSES.items():
                 picture = sr.detach().requires_grad_()
-                losses[name].append(_seconds(partial(_backward, loss, picture, gt, teacher), gt.device))
+                losses[name].append(seconds_of(partial(_backward, loss, picture, gt, teacher), device))
     whole, medians = statistics.median(steps), {name: statistics.median(times) for name, times in losses.items()}
     return [Row(precision, name, loss, whole, (loss - medians["L1"]) / whole) for name, loss in medians.items()]
 
 
-def _backward(loss: LossOf, sr: Tensor, gt: Tensor, teacher: Tensor) -> None:
+def _backward(loss: Loss, sr: Tensor, gt: Tensor, teacher: Tensor) -> None:
     loss(sr, gt, teacher).backward()
-
-
-def _loss(weights: GroupWeights | None) -> LossOf:
-    if weights is None:
-        return lambda sr, gt, _: F.l1_loss(sr, gt)
-    return lambda sr, gt, teacher: distillation_loss(sr, gt, teacher, weights, 1.0, (5, 3)).total
 
 
 def _step(network: SwinIR, precision: ResolvedPrecision, lr: Tensor, gt: Tensor) -> Callable[[], Tensor]:
@@ -157,14 +161,3 @@ def _step(network: SwinIR, precision: ResolvedPrecision, lr: Tensor, gt: Tensor)
         return sr.float()
 
     return step
-
-
-def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of some work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
