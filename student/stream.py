@@ -3,9 +3,9 @@
 B batch, h w LR patch sides, H W = scale * h, scale * w.
 
 Everything random is a function of integers: the order of the samples of (seed, epoch), a sample's crop and flip of
-(seed, epoch, position), and the samples of a step of (seed, step, global batch size). A run is resumed at any step by
-asking for that step, also with another number of ranks or workers: the global batch is what is planned, ranks take
-slices of it.
+(seed, epoch, position), and the samples of a step of (seed, step, global batch size). Of K outputs of the teacher for a
+tile, epoch e takes number e mod K. A run is resumed at any step by asking for that step, also with another number of
+ranks or workers: the global batch is what is planned, ranks take slices of it.
 """
 
 import json
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.images import decode_webp
-from pipeline.schema import AROUND, MEMBERS, Manifest, Member, Split, digest
+from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
 from pipeline.system.errors import DtkdError
 from pipeline.training.readers import read_ahead
@@ -124,14 +124,16 @@ class ShardFiles:
 class CacheDataset(Dataset[Item]):
     """Samples of one split of a finished cache, in the order of its plan; `dataset[i]` reads one.
 
-    The index is held in arrays (about 100 bytes a sample), which worker processes share with their parent.
+    The index is held in arrays (about 100 bytes a sample, 24 more for each further output), which worker processes
+    share with their parent.
     """
 
     def __init__(self, cache: Path, split: Split = "train") -> None:
         """Read the manifest; see `open_cache`."""
         manifest = load_manifest(cache)
         self.cache, self.scale, self.tile = Path(cache), manifest.scale, manifest.tile
-        self.teacher = manifest.teacher
+        self.teacher, self.outputs = manifest.teacher, manifest.outputs
+        self._members = (*MEMBERS, "json", *TEACHERS[1 : self.outputs])
         self._names = [shard.name for shard in manifest.shards if shard.split == split]
         self._fill_index(manifest, split)
         self._files = ShardFiles(self.cache)
@@ -139,7 +141,7 @@ class CacheDataset(Dataset[Item]):
     def _fill_index(self, manifest: Manifest, split: Split) -> None:
         number = {name: i for i, name in enumerate(self._names)}
         rows = list(manifest.samples(split))
-        places = [[s.members[name] for name in (*MEMBERS, "json")] for _, s in rows]
+        places = [[s.members[name] for name in self._members] for _, s in rows]
         self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
         self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
         self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
@@ -160,15 +162,15 @@ class CacheDataset(Dataset[Item]):
 
     def meta(self, index: int) -> dict[str, Any]:
         """Description of a sample, without its pictures; raises as `dataset[i]` does."""
-        return json.loads(self._read(index, len(MEMBERS)))
+        return json.loads(self._read(index, "json"))
 
     def key(self, index: int) -> str:
         """Key of a sample."""
         return self._keys[index].decode()
 
-    def images(self, index: int) -> tuple[Image, Image, Image]:
-        """LR, GT and teacher image of a sample; raises as `dataset[i]` does."""
-        lr, gt, teacher = (decode_webp(self._read(index, member)) for member in range(len(MEMBERS)))
+    def images(self, index: int, output: int = 0) -> tuple[Image, Image, Image]:
+        """LR, GT and teacher image of a sample, of the teacher's the given `output`; raises as `dataset[i]` does."""
+        lr, gt, teacher = (decode_webp(self._read(index, name)) for name in ("lr", "gt", TEACHERS[output]))
         expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
         if gt.shape != expected or teacher.shape != expected:
             raise DamagedShardError(
@@ -179,15 +181,15 @@ class CacheDataset(Dataset[Item]):
     def seen_by_teacher(self, index: int) -> Image:
         """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
         if not self._around[index, 1]:
-            return decode_webp(self._read(index, 0))
+            return decode_webp(self._read(index, "lr"))
         return decode_webp(self._bytes(index, self._around[index], AROUND))
 
     def fingerprint(self) -> str:
         """Identity of the samples and their bytes, wherever the cache lies."""
         return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
 
-    def _read(self, index: int, member: int) -> bytes:
-        return self._bytes(index, self._places[index, member], (*MEMBERS, "json")[member])
+    def _read(self, index: int, name: str) -> bytes:
+        return self._bytes(index, self._places[index, self._members.index(name)], name)
 
     def _bytes(self, index: int, place: NDArray[np.int64], name: str) -> bytes:
         try:
@@ -310,7 +312,7 @@ class _Patches:
         return lr, gt, teacher, [self._dataset.key(draw.sample) for draw in draws]
 
     def _triple(self, draw: Draw) -> list[Image]:
-        images = self._dataset.images(draw.sample)
+        images = self._dataset.images(draw.sample, draw.epoch % self._dataset.outputs)
         rng = np.random.default_rng([self._seed, draw.epoch, draw.position, 1])
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)
 
