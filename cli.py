@@ -220,7 +220,7 @@ def ablate(
     cache: options.CacheOption,
     out: Annotated[Path, argument("OUT", "Folder of the ablation; the same command goes on.")],
     data: Annotated[Path, option("Evaluation set, as for evaluate.")],
-    grid: Annotated[str, option("levels, weights, schedule, energy, gt, several by commas, or FILE.toml")] = "energy",
+    grid: Annotated[str, option("levels, weights, schedule, energy, gt, samples, by commas, or FILE.toml")] = "energy",
     seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
     metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     config_files: options.ConfigFiles = None,

@@ -4,8 +4,8 @@ B batch, h w LR patch sides, H W = scale * h, scale * w.
 
 Everything random is a function of integers: the order of the samples of (seed, epoch), a sample's crop and flip of
 (seed, epoch, position), and the samples of a step of (seed, step, global batch size). Of K outputs of the teacher for a
-tile, epoch e takes number e mod K. A run is resumed at any step by asking for that step, also with another number of
-ranks or workers: the global batch is what is planned, ranks take slices of it.
+tile (`DataSettings.samples`), epoch e takes number e mod K. A run is resumed at any step by asking for that step, also
+with another number of ranks or workers: the global batch is what is planned, ranks take slices of it.
 """
 
 import json
@@ -27,6 +27,7 @@ from pipeline.images import decode_webp
 from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
 from pipeline.system.errors import DtkdError
+from pipeline.system.words import plural
 from pipeline.training.readers import read_ahead
 
 Image = NDArray[np.uint8]
@@ -42,6 +43,8 @@ class DataSettings:
     Results do not depend on it."""
     window: int = 16
     """Shards whose samples are shuffled together; the order of the shards is shuffled over the whole cache."""
+    samples: int = 0
+    """Outputs of each tile that training takes in turn, the first ones that the cache holds; 0: all."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -49,6 +52,8 @@ class DataSettings:
             raise DtkdError(f"data.workers must not be negative, got {self.workers}")
         if self.window < 1:
             raise DtkdError(f"data.window must be at least 1 shard, got {self.window}")
+        if not 0 <= self.samples <= len(TEACHERS):
+            raise DtkdError(f"data.samples must be 0 to {len(TEACHERS)}, got {self.samples}")
 
 
 class Item(NamedTuple):
@@ -226,7 +231,7 @@ def batches(
 
     Args:
         dataset: training samples.
-        settings: readers.
+        settings: readers, and how many of a tile's outputs to take.
         seed: of the order, the crops and the flips.
         steps: global step numbers, for example range(resumed_step, total).
         batch_size: global, over all ranks.
@@ -238,10 +243,11 @@ def batches(
     Raises:
         DtkdError: nothing to train on, ranks that do not divide the batch, a patch larger than the tiles, damage.
     """
-    refuse_misfits(dataset, batch_size, patch, world)
+    refuse_misfits(dataset, settings, batch_size, patch, world)
     device = torch.device(device)
     plan = _RankPlan(dataset.shard_of, settings.window, seed, steps, batch_size, rank, world)
-    for raw in read_ahead(_Patches(dataset, patch, seed), plan, workers=settings.workers, device=device):
+    patches = _Patches(dataset, patch, seed, settings.samples or dataset.outputs)
+    for raw in read_ahead(patches, plan, workers=settings.workers, device=device):
         lr, gt, teacher = (tensor.to(device, non_blocking=True).float().div_(255) for tensor in raw[:3])
         yield Batch(lr, gt, teacher, raw[3])
 
@@ -301,8 +307,8 @@ class _RankPlan(Sampler[list[Draw]]):
 class _Patches:
     """Draws to patches, in the readers."""
 
-    def __init__(self, dataset: CacheDataset, patch: int, seed: int) -> None:
-        self._dataset, self._patch, self._seed = dataset, patch, seed
+    def __init__(self, dataset: CacheDataset, patch: int, seed: int, outputs: int) -> None:
+        self._dataset, self._patch, self._seed, self._outputs = dataset, patch, seed, outputs
 
     def __call__(self, draws: list[Draw]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         triples = [self._triple(draw) for draw in draws]
@@ -312,19 +318,23 @@ class _Patches:
         return lr, gt, teacher, [self._dataset.key(draw.sample) for draw in draws]
 
     def _triple(self, draw: Draw) -> list[Image]:
-        images = self._dataset.images(draw.sample, draw.epoch % self._dataset.outputs)
+        images = self._dataset.images(draw.sample, draw.epoch % self._outputs)
         rng = np.random.default_rng([self._seed, draw.epoch, draw.position, 1])
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)
 
 
-def refuse_misfits(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+def refuse_misfits(dataset: CacheDataset, settings: DataSettings, batch_size: int, patch: int, world: int) -> None:
     """Refuse batches that `batches` cannot make, before anything is begun.
 
     Raises:
-        DtkdError: nothing to train on, ranks that do not divide the batch, or a patch larger than the tiles.
+        DtkdError: nothing to train on, fewer outputs of a tile than asked for, ranks that do not divide the batch, or
+            a patch larger than the tiles.
     """
     if not len(dataset):
         raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
+    if settings.samples > dataset.outputs:
+        held = f"{dataset.cache} holds {plural(dataset.outputs, 'output')} of each tile"
+        raise DtkdError(f"data.samples is {settings.samples}, but {held}: make one with --samples {settings.samples}")
     if batch_size % world:
         raise DtkdError(f"train.batch_size is shared by {world} processes and must be divisible, got {batch_size}")
     if patch * dataset.scale > dataset.tile:

@@ -189,6 +189,22 @@ def test_each_epoch_takes_the_next_output_and_resuming_knows_which(tmp_path):
     assert_equal(read(cache, steps=range(4, 15), batch_size=3, patch=16, settings=DataSettings(workers=2)), whole[4:])
 
 
+@pytest.mark.parametrize(("wanted", "cycle"), [(0, [0, 1, 2, 0]), (1, [0, 0, 0, 0]), (2, [0, 1, 0, 1])])
+def test_the_first_outputs_alone_are_taken_where_asked_for(tmp_path, wanted, cycle):
+    cache = write_cache(tmp_path / "c", shards=(3,), val=0, outputs=3)
+    stream = read(cache, steps=range(4), batch_size=3, patch=16, settings=DataSettings(workers=0, samples=wanted))
+    for epoch, batch in enumerate(stream):
+        assert [output for _, output in outputs_used(cache, batch.keys, batch.teacher, [epoch] * 3)] == [
+            cycle[epoch]
+        ] * 3
+
+
+def test_more_outputs_than_the_cache_holds_are_refused(tmp_path):
+    cache = write_cache(tmp_path / "c", shards=(3,), val=0, outputs=3)
+    with pytest.raises(DtkdError, match=r"data\.samples is 4, .*c holds 3 .*--samples 4"):
+        read(cache, settings=DataSettings(workers=0, samples=4))
+
+
 def test_batches_of_the_first_epoch_do_not_depend_on_the_other_outputs(tmp_path):
     one, two = (write_cache(tmp_path / str(n), shards=(1,), val=0, outputs=n) for n in (1, 2))
     assert_equal(read(one, steps=range(1), batch_size=1), read(two, steps=range(1), batch_size=1))
@@ -259,7 +275,7 @@ def test_nothing_to_train_on_is_refused(tmp_path):
         open_cache(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("values", [{"workers": -1}, {"window": 0}])
+@pytest.mark.parametrize("values", [{"workers": -1}, {"window": 0}, {"samples": -1}, {"samples": 17}])
 def test_bad_settings_are_refused(values):
     with pytest.raises(DtkdError, match="got"):
         DataSettings(**values)
