@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pipeline import config
 from pipeline.system import options
-from pipeline.system.errors import UsageError
 from pipeline.system.options import argument, listing, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
@@ -42,6 +41,7 @@ def teacher_cache(
     tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
     steps: options.StepsOption = None,
     seed: Annotated[int | None, option("Decides every random draw.  [default: 0]")] = None,
+    samples: Annotated[int | None, option("Outputs of each tile, with a seed each, 1 to 16.  [default: 1]")] = None,
     limit: Annotated[int | None, option("Use this many photos at most.")] = None,
     hold_out: Annotated[int | None, option("Photos kept out of training.  [default: 2]")] = None,
     micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
@@ -68,6 +68,7 @@ def teacher_cache(
     given = {
         **{"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "seed": seed, "limit": limit},
         **{"hold_out": hold_out, "micro_batch": micro_batch, "retry_errors": retry_errors, "wait": wait},
+        "samples": samples,
     }
     how = config.load(BuildSettings, config_files, overrides or (), given)
     teachers.check_name(teacher)
@@ -192,7 +193,7 @@ def audit(
     on_progress: OnProgress,
     cache: options.CacheOption,
     student: Annotated[str | None, option("GT-only student: what it lacks is the discrepancy.")] = None,
-    teacher: Annotated[str | None, option("The cache's teacher, to ask for another seed.")] = None,
+    teacher: Annotated[str | None, option("Ask it for another seed.  [default: the cache's second outputs]")] = None,
     tiles: Annotated[int, option("Tiles to measure.", min=1)] = 128,
     levels: Annotated[int, option("Levels of the Haar transform.", min=1, max=3)] = 2,
     out: Annotated[Path | None, option("Write audit.json, audit.svg and weights.toml there.")] = None,
@@ -219,7 +220,7 @@ def ablate(
     cache: options.CacheOption,
     out: Annotated[Path, argument("OUT", "Folder of the ablation; the same command goes on.")],
     data: Annotated[Path, option("Evaluation set, as for evaluate.")],
-    grid: Annotated[str, option("levels, weights, schedule, energy, gt, several by commas, or FILE.toml")] = "energy",
+    grid: Annotated[str, option("levels, weights, schedule, energy, gt, samples, by commas, or FILE.toml")] = "energy",
     seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
     metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     config_files: options.ConfigFiles = None,
@@ -282,9 +283,7 @@ def upscale(
     from student.networks import load_network
     from student.upscaling import upscale as upscaling
 
-    if tile != "auto" and not tile.isdecimal():
-        raise UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
-    size, suffix = None if tile == "auto" else int(tile), f".{kind}" if kind else None
+    size, suffix = upscaling.tile_side(tile), f".{kind}" if kind else None
     how = upscaling.UpscaleSettings(size, overlap, overwrite, suffix, max_megapixels, scale)
     return upscaling.upscale(inputs, output, load_network(checkpoint, device), how, on_progress)
 

@@ -8,8 +8,10 @@
 
 Members of a sample are contiguous in its tar: `KEY.around.webp KEY.gt.webp KEY.json KEY.lr.webp KEY.teacher.webp`, the
 pictures as lossless WebP. `around` is what the teacher saw, the LR image and a few pixels of its surroundings; it is
-absent where the plan's `context` is 0. In a record they are named `around gt lr teacher json`, each with its place in
-the tar. Reading (`read_member`, `load_manifest`) is in `pipeline.shards`. NAME above is a shard's name without `.tar`.
+absent where the plan's `context` is 0. A cache may hold several outputs of the teacher for each tile, of different
+seeds: `samples` in its fingerprint, which is not there for one. The others are `KEY.teacher1.webp` and so on. In a
+record members are named `around gt lr teacher teacher1 json`, each with its place in the tar. Reading (`read_member`,
+`load_manifest`) is in `pipeline.shards`. NAME above is a shard's name without `.tar`.
 """
 
 import dataclasses
@@ -24,6 +26,8 @@ from pipeline.system.errors import DtkdError
 SCHEMA = 1
 MEMBERS = ("lr", "gt", "teacher")
 AROUND = "around"
+TEACHERS = ("teacher", *(f"teacher{number}" for number in range(1, 16)))
+"""Members that hold the outputs of a tile, the first ones of these; a name is the purpose of its seed, too."""
 REPAIR = "`dtkd verify CACHE --repair`, then the same `dtkd teacher-cache` again"
 SPLITS = ("train", "val")
 Split: TypeAlias = Literal["train", "val"]
@@ -54,7 +58,7 @@ def sample_key(source_id: str, crop: tuple[int, int, int, int], degradation: Map
 
 
 def sample_seed(run_seed: int, key: str, purpose: str) -> int:
-    """Seed in [0, 2**63) of one random purpose ("degrade", "teacher") of one sample, whoever computes it and when."""
+    """Seed in [0, 2**63) of a random purpose, "degrade" or one of `TEACHERS`, of a sample; whoever computes it."""
     text = canonical_json([run_seed, key, purpose])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
@@ -86,7 +90,12 @@ class Sample:
     status: Literal["ok", "error"]
     members: Mapping[str, Member]
     error: SampleError | None = None
-    drift: float | None = None  # colour drift: |mean of the teacher's tile - of the LR tile|, 8-bit levels
+    drift: float | None = None  # colour drift: |mean of the teacher's first output - of the LR tile|, 8-bit levels
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the teacher that it has."""
+        return sum(name in self.members for name in TEACHERS)
 
     def to_json(self) -> Json:
         """Compact form inside a record (the split is the shard's)."""
@@ -105,9 +114,11 @@ class Sample:
             error = SampleError(**_take(got["error"], "error", stage=str, type=str, message=str))
             return cls(got["key"], split, "error", {}, error)
         got = _take(data, "sample", key=str, status=str, drift=(float, int, type(None)), members=dict)
-        names = sorted((*MEMBERS, "json"))
-        if status != "ok" or sorted(got["members"].keys() - {AROUND}) != names:
-            raise DtkdError(f"damaged record: sample {got['key']} must be ok with members {' '.join(names)}")
+        names = got["members"].keys() - {AROUND}
+        outputs = TEACHERS[: max(len(names) - 3, 1)]
+        if status != "ok" or names != {"lr", "gt", "json", *outputs}:
+            expected = " ".join(sorted((*MEMBERS, "json")))
+            raise DtkdError(f"damaged record: sample {got['key']} must be ok with members {expected}")
         members = {name: _member(place) for name, place in got["members"].items()}
         return cls(got["key"], split, "ok", members, drift=got["drift"])
 
@@ -182,6 +193,11 @@ class Manifest:
     drift: Drift | None
     shards: tuple[ShardRecord, ...]  # in the order of the plan
 
+    @property
+    def outputs(self) -> int:
+        """Outputs of the teacher for each tile."""
+        return outputs_of(self.fingerprint)
+
     def samples(self, split: Split) -> Iterator[tuple[ShardRecord, Sample]]:
         """Every ok sample of a split with its shard, in the order of the plan."""
         for shard in self.shards:
@@ -204,7 +220,11 @@ class Manifest:
                     teacher_images=int, drift=(dict, type(None)), shards=list)  # fmt: skip
         drift = got["drift"] and Drift(**_take(got["drift"], "drift", mean=(float, int), p95=(float, int),
                                                worst=(float, int), worst_key=str))  # fmt: skip
-        return cls(**got | {"drift": drift, "shards": tuple(ShardRecord.from_json(s) for s in got["shards"])})
+        made = cls(**got | {"drift": drift, "shards": tuple(ShardRecord.from_json(s) for s in got["shards"])})
+        for sample in (sample for shard in made.shards for sample in shard.ok):
+            if sample.outputs != made.outputs:
+                raise DtkdError(f"damaged record: {sample.key} has {sample.outputs} outputs, expected {made.outputs}")
+        return made
 
 
 def shard_name(split: Split, index: int) -> str:
@@ -222,6 +242,11 @@ def check_schema(data: object, what: str, remedy: str = "") -> None:
             f"{what} has schema {found}, this program reads schema {SCHEMA}; make the cache again with this "
             "version, or use the version that made it"
         )
+
+
+def outputs_of(fingerprint: Mapping[str, Any]) -> int:
+    """How many outputs of the teacher a cache with this fingerprint holds for each tile."""
+    return fingerprint.get("samples", 1)
 
 
 def difference(old: object, new: object, prefix: str = "") -> list[str]:

@@ -3,9 +3,9 @@
 B batch, h w LR patch sides, H W = scale * h, scale * w.
 
 Everything random is a function of integers: the order of the samples of (seed, epoch), a sample's crop and flip of
-(seed, epoch, position), and the samples of a step of (seed, step, global batch size). A run is resumed at any step by
-asking for that step, also with another number of ranks or workers: the global batch is what is planned, ranks take
-slices of it.
+(seed, epoch, position), and the samples of a step of (seed, step, global batch size). Of K outputs of the teacher for a
+tile (`DataSettings.samples`), epoch e takes number e mod K. A run is resumed at any step by asking for that step, also
+with another number of ranks or workers: the global batch is what is planned, ranks take slices of it.
 """
 
 import json
@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from pipeline.images import decode_webp
-from pipeline.schema import AROUND, MEMBERS, Manifest, Member, Split, digest
+from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
 from pipeline.system.errors import DtkdError
+from pipeline.system.words import plural
 from pipeline.training.readers import read_ahead
 
 Image = NDArray[np.uint8]
@@ -42,6 +43,8 @@ class DataSettings:
     Results do not depend on it."""
     window: int = 16
     """Shards whose samples are shuffled together; the order of the shards is shuffled over the whole cache."""
+    samples: int = 0
+    """Outputs of each tile that training takes in turn, the first ones that the cache holds; 0: all."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -49,6 +52,8 @@ class DataSettings:
             raise DtkdError(f"data.workers must not be negative, got {self.workers}")
         if self.window < 1:
             raise DtkdError(f"data.window must be at least 1 shard, got {self.window}")
+        if not 0 <= self.samples <= len(TEACHERS):
+            raise DtkdError(f"data.samples must be 0 to {len(TEACHERS)}, got {self.samples}")
 
 
 class Item(NamedTuple):
@@ -124,14 +129,16 @@ class ShardFiles:
 class CacheDataset(Dataset[Item]):
     """Samples of one split of a finished cache, in the order of its plan; `dataset[i]` reads one.
 
-    The index is held in arrays (about 100 bytes a sample), which worker processes share with their parent.
+    The index is held in arrays (about 100 bytes a sample, 24 more for each further output), which worker processes
+    share with their parent.
     """
 
     def __init__(self, cache: Path, split: Split = "train") -> None:
         """Read the manifest; see `open_cache`."""
         manifest = load_manifest(cache)
         self.cache, self.scale, self.tile = Path(cache), manifest.scale, manifest.tile
-        self.teacher = manifest.teacher
+        self.teacher, self.outputs = manifest.teacher, manifest.outputs
+        self._members = (*MEMBERS, "json", *TEACHERS[1 : self.outputs])
         self._names = [shard.name for shard in manifest.shards if shard.split == split]
         self._fill_index(manifest, split)
         self._files = ShardFiles(self.cache)
@@ -139,7 +146,7 @@ class CacheDataset(Dataset[Item]):
     def _fill_index(self, manifest: Manifest, split: Split) -> None:
         number = {name: i for i, name in enumerate(self._names)}
         rows = list(manifest.samples(split))
-        places = [[s.members[name] for name in (*MEMBERS, "json")] for _, s in rows]
+        places = [[s.members[name] for name in self._members] for _, s in rows]
         self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
         self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
         self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
@@ -160,15 +167,15 @@ class CacheDataset(Dataset[Item]):
 
     def meta(self, index: int) -> dict[str, Any]:
         """Description of a sample, without its pictures; raises as `dataset[i]` does."""
-        return json.loads(self._read(index, len(MEMBERS)))
+        return json.loads(self._read(index, "json"))
 
     def key(self, index: int) -> str:
         """Key of a sample."""
         return self._keys[index].decode()
 
-    def images(self, index: int) -> tuple[Image, Image, Image]:
-        """LR, GT and teacher image of a sample; raises as `dataset[i]` does."""
-        lr, gt, teacher = (decode_webp(self._read(index, member)) for member in range(len(MEMBERS)))
+    def images(self, index: int, output: int = 0) -> tuple[Image, Image, Image]:
+        """LR, GT and teacher image of a sample, of the teacher's the given `output`; raises as `dataset[i]` does."""
+        lr, gt, teacher = (decode_webp(self._read(index, name)) for name in ("lr", "gt", TEACHERS[output]))
         expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
         if gt.shape != expected or teacher.shape != expected:
             raise DamagedShardError(
@@ -179,15 +186,15 @@ class CacheDataset(Dataset[Item]):
     def seen_by_teacher(self, index: int) -> Image:
         """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
         if not self._around[index, 1]:
-            return decode_webp(self._read(index, 0))
+            return decode_webp(self._read(index, "lr"))
         return decode_webp(self._bytes(index, self._around[index], AROUND))
 
     def fingerprint(self) -> str:
         """Identity of the samples and their bytes, wherever the cache lies."""
         return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
 
-    def _read(self, index: int, member: int) -> bytes:
-        return self._bytes(index, self._places[index, member], (*MEMBERS, "json")[member])
+    def _read(self, index: int, name: str) -> bytes:
+        return self._bytes(index, self._places[index, self._members.index(name)], name)
 
     def _bytes(self, index: int, place: NDArray[np.int64], name: str) -> bytes:
         try:
@@ -224,7 +231,7 @@ def batches(
 
     Args:
         dataset: training samples.
-        settings: readers.
+        settings: readers, and how many of a tile's outputs to take.
         seed: of the order, the crops and the flips.
         steps: global step numbers, for example range(resumed_step, total).
         batch_size: global, over all ranks.
@@ -236,10 +243,11 @@ def batches(
     Raises:
         DtkdError: nothing to train on, ranks that do not divide the batch, a patch larger than the tiles, damage.
     """
-    refuse_misfits(dataset, batch_size, patch, world)
+    refuse_misfits(dataset, settings, batch_size, patch, world)
     device = torch.device(device)
     plan = _RankPlan(dataset.shard_of, settings.window, seed, steps, batch_size, rank, world)
-    for raw in read_ahead(_Patches(dataset, patch, seed), plan, workers=settings.workers, device=device):
+    patches = _Patches(dataset, patch, seed, settings.samples or dataset.outputs)
+    for raw in read_ahead(patches, plan, workers=settings.workers, device=device):
         lr, gt, teacher = (tensor.to(device, non_blocking=True).float().div_(255) for tensor in raw[:3])
         yield Batch(lr, gt, teacher, raw[3])
 
@@ -299,8 +307,8 @@ class _RankPlan(Sampler[list[Draw]]):
 class _Patches:
     """Draws to patches, in the readers."""
 
-    def __init__(self, dataset: CacheDataset, patch: int, seed: int) -> None:
-        self._dataset, self._patch, self._seed = dataset, patch, seed
+    def __init__(self, dataset: CacheDataset, patch: int, seed: int, outputs: int) -> None:
+        self._dataset, self._patch, self._seed, self._outputs = dataset, patch, seed, outputs
 
     def __call__(self, draws: list[Draw]) -> tuple[Tensor, Tensor, Tensor, list[str]]:
         triples = [self._triple(draw) for draw in draws]
@@ -310,19 +318,23 @@ class _Patches:
         return lr, gt, teacher, [self._dataset.key(draw.sample) for draw in draws]
 
     def _triple(self, draw: Draw) -> list[Image]:
-        images = self._dataset.images(draw.sample)
+        images = self._dataset.images(draw.sample, draw.epoch % self._outputs)
         rng = np.random.default_rng([self._seed, draw.epoch, draw.position, 1])
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)
 
 
-def refuse_misfits(dataset: CacheDataset, batch_size: int, patch: int, world: int) -> None:
+def refuse_misfits(dataset: CacheDataset, settings: DataSettings, batch_size: int, patch: int, world: int) -> None:
     """Refuse batches that `batches` cannot make, before anything is begun.
 
     Raises:
-        DtkdError: nothing to train on, ranks that do not divide the batch, or a patch larger than the tiles.
+        DtkdError: nothing to train on, fewer outputs of a tile than asked for, ranks that do not divide the batch, or
+            a patch larger than the tiles.
     """
     if not len(dataset):
         raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
+    if settings.samples > dataset.outputs:
+        held = f"{dataset.cache} holds {plural(dataset.outputs, 'output')} of each tile"
+        raise DtkdError(f"data.samples is {settings.samples}, but {held}: make one with --samples {settings.samples}")
     if batch_size % world:
         raise DtkdError(f"train.batch_size is shared by {world} processes and must be divisible, got {batch_size}")
     if patch * dataset.scale > dataset.tile:

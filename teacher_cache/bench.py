@@ -136,7 +136,7 @@ def _turn(
 
     _, one = _timed(lambda: teach(1))
     restored, many = _timed(lambda: teach(steps + 1))
-    _, encode = _timed(lambda: [maker.encode(*item, 0.0) for item in zip(tiles, cuts, restored, strict=True)])
+    _, encode = _timed(lambda: [maker.encode(*item, 0.0) for item in zip(tiles, cuts, zip(restored), strict=True)])
     return cut / len(tiles), one / len(tiles), many / len(tiles), encode / len(tiles)
 
 

@@ -30,7 +30,7 @@ from student.evaluation.evaluate import EvaluationSettings, evaluate
 from student.evaluation.scores import Evaluation
 from student.evaluation.statistics import crossed_interval
 from student.loss import GroupWeights, distillation_loss
-from student.stream import batches, open_cache
+from student.stream import batches, open_cache, refuse_misfits
 from student.study.ablation import Ablation, Comparison
 from student.study.ablation_plots import ablation_svg
 from student.study.grids import Arm, Grid
@@ -92,7 +92,12 @@ def step_seconds(cache: Path, settings: RunSettings) -> float:
 
 
 def announced(cache: Path, planned: Sequence[Trial]) -> ProgressEvent:
-    """The first event of an ablation, which tells what it will cost, from a few training steps on this machine."""
+    """The first event of an ablation, which tells what it will cost, from a few training steps on this machine.
+
+    Raises:
+        DtkdError: as `refuse_misfits`, for any arm.
+    """
+    _refuse_misfits(cache, planned)
     seconds = step_seconds(planned[0].arm.cache or cache, planned[0].settings)
     return ProgressEvent(0, 0, "steps", summary=cost_line(planned, seconds))
 
@@ -132,6 +137,7 @@ def ablate(
         KeyboardInterrupt: a signal stopped a training; the same command goes on.
     """
     check_folder(out, "an ablation", True, _is_ablation)
+    _refuse_misfits(cache, planned)
     ensure_dir(out)
     if not (out / RESULT).exists():  # so that the folder is known as ours from the first run on
         atomic_write_json(out / RESULT, {"grid": grid.name, "baseline": grid.arms[0].name, "finished": False})
@@ -148,6 +154,15 @@ def ablate(
     atomic_write_bytes(out / "ablation.md", found.markdown().encode())
     atomic_write_bytes(out / "ablation.svg", ablation_svg(found).encode())
     return found
+
+
+def _refuse_misfits(cache: Path, planned: Sequence[Trial]) -> None:
+    """Refuse what a later arm could not be trained on before the first one is."""
+    datasets = {place: open_cache(place) for place in {trial.arm.cache or cache for trial in planned}}
+    for trial in planned:
+        settings = trial.settings
+        dataset = datasets[trial.arm.cache or cache]
+        refuse_misfits(dataset, settings.data, settings.train.batch_size, settings.train.patch, world=1)
 
 
 def _is_ablation(folder: Path) -> bool:

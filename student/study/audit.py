@@ -4,8 +4,9 @@ For every sub-band b and frequency group of an orthonormal J-level wavelet trans
 
     energy       RMS of W_b of the bicubic upscaling, GT, teacher T, and a GT-only student S0
     discrepancy  d = E|W_b(T) - W_b(X)| / E|W_b(T)|, X the GT or S0: how much there is to learn
-    consistency  rho, the correlation of W_b(T) and W_b(T'), T' the same teacher with another seed: how much can be
-                 learnt; also of what the teacher adds, W_b(T - bicubic)
+    consistency  rho, the correlation of W_b(T) and W_b(T'), T' the same teacher with another seed, asked for it or
+                 stored (`dtkd teacher-cache --samples 2`): how much can be learnt; also of what the teacher adds,
+                 W_b(T - bicubic)
     ceiling      sqrt(rho) * RMS of W_b(T). With T = m + n, m a function of the LR image and n the seed's part, squared
                  errors lead to m, and var(m) = rho var(T); the median, of L1, keeps about that
 
@@ -101,7 +102,8 @@ class Audit:
             DtkdError: nothing was calibrated.
         """
         if self.weights is None:
-            raise DtkdError("calibrated weights need a GT-only student (--student) and a second seed (--teacher)")
+            second = "a second seed (--teacher, or a cache made with --samples 2)"
+            raise DtkdError(f"calibrated weights need a GT-only student (--student) and {second}")
         values = ", ".join(f"{weight:.4f}" for weight in self.weights)
         return f"# calibrated on {self.cache}, {self.tiles} tiles\n[loss]\nweights = [{values}]  # low, mid, high\n"
 
@@ -150,7 +152,8 @@ def audit(
     Args:
         dataset: the samples; `tiles` of them are taken, spread evenly.
         student: a GT-only network, (B, 3, h, w) to (B, 3, s h, s w).
-        teacher: the cache's teacher, to ask for another seed; without it there is no consistency.
+        teacher: the cache's teacher, to ask for another seed; without it the cache's second outputs are taken, where it
+            has such, else there is no consistency.
         tiles: how many; more make intervals narrower.
         levels: of the transform, 1 to 3.
         wavelet: as `pipeline.wavelet` knows them.
@@ -185,21 +188,23 @@ def _pictures(
     for start in range(0, len(chosen), _BATCH):
         part = chosen[start : start + _BATCH]
         around = torch.stack([to_tensor(dataset.seen_by_teacher(index)) for index in part])  # (B, 3, h + 2 c, w + 2 c)
-        again = None
-        if teacher is not None:
-            restored = teacher.restore(around, [sample_seed(0, dataset.key(index), "audit") for index in part])
-            again = [to_tensor(to_image(image))[None] for image in restored]  # as the cache holds it, 8 bits
-        for number, index in enumerate(part):
-            lr, gt, first = (to_tensor(image)[None] for image in dataset.images(index))
-            margin = (around.shape[-1] - lr.shape[-1]) // 2 * scale
-            pictures = Pictures(
-                inside(bicubic(around[number : number + 1], scale), margin),
-                gt,
-                first,
-                student(lr).clamp(0, 1) if student else None,
-                inside(again[number], margin) if again else None,
-            )
-            yield index, pictures, lr
+        loaded = [[to_tensor(image)[None] for image in dataset.images(index)] for index in part]
+        margin = (around.shape[-1] - loaded[0][0].shape[-1]) // 2 * scale
+        seconds = _second_seeds(dataset, part, around, margin, teacher)
+        for number, (index, (lr, gt, first), second) in enumerate(zip(part, loaded, seconds, strict=True)):
+            base = inside(bicubic(around[number : number + 1], scale), margin)
+            yield index, Pictures(base, gt, first, student(lr).clamp(0, 1) if student else None, second), lr
+
+
+def _second_seeds(
+    dataset: CacheDataset, part: Sequence[int], around: Tensor, margin: int, teacher: Teacher | None
+) -> list[Tensor | None]:
+    """T' of every tile, (1, 3, H, W): what the teacher says, else what the cache holds, else None."""
+    if teacher is None:
+        stored = dataset.outputs > 1
+        return [to_tensor(dataset.images(index, 1)[2])[None] if stored else None for index in part]
+    restored = teacher.restore(around, [sample_seed(0, dataset.key(index), "audit") for index in part])
+    return [inside(to_tensor(to_image(image))[None], margin) for image in restored]  # as the cache holds it, 8 bits
 
 
 def _summary(

@@ -35,7 +35,7 @@ def audit_cache(
     Args:
         cache: finished teacher cache.
         student: GT-only student by name, run folder or file; see `student.study.audit`, as `teacher`.
-        teacher: the cache's teacher, for a second seed.
+        teacher: the cache's teacher, for a second seed; None takes the cache's second outputs, where it has such.
         out: folder to write; None writes nothing.
         overwrite: replace an earlier audit there.
         tiles: to measure.

@@ -67,7 +67,9 @@ def _distance(axes: Axes, bands: Sequence[BandAudit]) -> None:
 def _consistency(axes: Axes, bands: Sequence[BandAudit]) -> None:
     axes.set_title("consistency: correlation between two seeds")
     if all(band.rho is None for band in bands):
-        axes.text(0.5, 0.5, "no second seed: name the teacher", ha="center", transform=axes.transAxes)
+        axes.text(
+            0.5, 0.5, "no second seed: name the teacher, or store two samples", ha="center", transform=axes.transAxes
+        )
         return
     for label, values, marker in (
         ("the teacher's band", [band.rho for band in bands], "o"),

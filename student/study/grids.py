@@ -76,6 +76,7 @@ GRIDS: Mapping[str, Grid] = {
                 Arm("gt-low-energy-4", ("loss.gt=low", "loss.energy=4")),
             ),
         ),
+        Grid("samples", _each("samples", "data.samples", (1, 4))),
     )
 }
 """Grids by name. Weights that `dtkd audit` calibrated and caches of other teachers come with a file, see the module."""

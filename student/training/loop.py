@@ -112,7 +112,7 @@ def train(
     cache, run = Path(cache), Path(run)
     accelerator = processes.launch(settings.train.device)
     dataset, held_out = open_cache(cache, "train"), open_cache(cache, "val")
-    refuse_misfits(dataset, settings.train.batch_size, settings.train.patch, accelerator.num_processes)
+    refuse_misfits(dataset, settings.data, settings.train.batch_size, settings.train.patch, accelerator.num_processes)
 
     def start() -> tuple[Training, TrainState]:
         return begin(run, settings, dataset, accelerator.device)

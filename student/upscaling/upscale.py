@@ -43,6 +43,17 @@ class UpscaleSettings:
     """Result pixels to a pixel of the picture; below the network's scale its result is reduced. None is that scale."""
 
 
+def tile_side(text: str) -> int | None:
+    """`UpscaleSettings.tile` from what `--tile` says: auto, or LR pixels.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text != "auto" and not text.isdecimal():
+        raise UsageError(f"--tile must be auto or a multiple of 8, got {text}")
+    return None if text == "auto" else int(text)
+
+
 @dataclass(frozen=True)
 class PlannedPicture:
     """A picture that will be upscaled."""

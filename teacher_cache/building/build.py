@@ -162,6 +162,9 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
     degradation = settings.degradation
     if teacher.scale != degradation.scale:
         raise UsageError(f"the teacher {teacher.name} makes x{teacher.scale}, expected x{degradation.scale} (scale)")
+    if settings.samples > 1 and not teacher.steps:
+        one = f"{teacher.name} has one picture for each photo"
+        raise UsageError(f"{one}, nothing that is drawn with a seed: expected --samples 1, got {settings.samples}")
     teacher.check_photos(source.id for source in layout.sources)
     refuse_seen(layout, teacher, settings.hold_out)
     plan = make_plan(layout, teacher, settings)
@@ -172,7 +175,8 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
         for name in FOLDERS:
             ensure_dir(cache / name)
     photos = Photos({source.id: source for source in layout.sources})
-    return Build(cache, plan, SampleMaker(photos, teacher, degradation, settings.seed, plan.context), settings)
+    maker = SampleMaker(photos, teacher, degradation, settings.seed, plan.context, plan.outputs)
+    return Build(cache, plan, maker, settings)
 
 
 def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:

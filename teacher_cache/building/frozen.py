@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.schema import Json, Manifest, ShardRecord, canonical_bytes, difference
+from pipeline.schema import Json, Manifest, ShardRecord, canonical_bytes, difference, outputs_of
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import create_exclusive, read_json
 from teacher_cache.building.plan import Layout, Plan, load_plan
@@ -35,22 +36,27 @@ def check_layout(cache: Path, layout: Layout) -> None:
     """
     if (cache / "plan.json").exists():
         old = load_plan(cache)
-        known = {name: value for name, value in old.fingerprint.items() if name in layout.fingerprint}
+        known = {name: value for name, value in old.fingerprint.items() if name in {*layout.fingerprint, "samples"}}
         _refuse(cache, _differences(dataclasses.replace(old, fingerprint=known), layout.fingerprint, layout.identities))
 
 
 def _differences(old: Plan, fingerprint: Json, sources: Sequence[tuple[str, int, int, str]]) -> list[str]:
-    changes = difference(old.fingerprint, fingerprint)
+    changes = _changes(old.fingerprint, fingerprint)
     if changes and old.fingerprint.get("corpus") != fingerprint["corpus"]:
         changes.append(_changed_sources(old.sources, sources))
     return changes
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two fingerprints, as lines; one output a tile is a number like any other here."""
+    return difference({**old, "samples": outputs_of(old)}, {**new, "samples": outputs_of(new)})
 
 
 def _differences_from_remains(cache: Path, plan: Plan) -> list[str]:
     """How the plan differs from what manifest and done records of a cache say, whose plan.json is missing."""
     with contextlib.suppress(FileNotFoundError, DtkdError):
         manifest = Manifest.from_json(read_json(cache / "manifest.json"))
-        return difference(manifest.fingerprint, plan.fingerprint)
+        return _changes(manifest.fingerprint, plan.fingerprint)
     for path in sorted((cache / "done").glob("*.json")):
         with contextlib.suppress(DtkdError):
             record = ShardRecord.from_json(read_json(path))

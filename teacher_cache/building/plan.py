@@ -21,6 +21,7 @@ from pipeline.schema import (
     canonical_json,
     check_schema,
     digest,
+    outputs_of,
     shard_name,
 )
 from pipeline.system.errors import DtkdError
@@ -76,6 +77,11 @@ class Plan:
     def teacher_title(self) -> str:
         """The teacher's name for people, without the folder that it lay in."""
         return str(self.fingerprint["teacher"]["name"])
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of the teacher for each tile."""
+        return outputs_of(self.fingerprint)
 
     @property
     def fingerprint_digest(self) -> str:
@@ -212,7 +218,8 @@ def _layout_fingerprint(sources: Sequence[tuple[str, int, int, str]], settings: 
         "versions": {name: _version(name) for name in ("torch", "diffusers", "numpy", "pillow")},
         **{name: getattr(settings, name) for name in fixed},
     }
-    return json.loads(canonical_json(fields))
+    several = {"samples": settings.samples} if settings.samples > 1 else {}  # absent: as before there could be several
+    return json.loads(canonical_json(fields | several))
 
 
 def _version(package: str) -> str | None:

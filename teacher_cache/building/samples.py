@@ -16,7 +16,7 @@ from pipeline import images
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
 from pipeline.images import RecentImages
-from pipeline.schema import AROUND, SampleError, canonical_json, sample_seed
+from pipeline.schema import AROUND, TEACHERS, SampleError, canonical_json, sample_seed
 from pipeline.system.errors import DtkdError
 from pipeline.teacher import Place, Teacher
 from teacher_cache.building import crops
@@ -74,6 +74,8 @@ class SampleMaker:
     seed: int  # of the run
     context: int = 0
     """LR pixels around a tile that the teacher sees."""
+    outputs: int = 1
+    """Of the teacher for each tile."""
 
     def cut(self, samples: Sequence[PlannedSample]) -> list[TileImages | SampleError]:
         """Load, cut and degrade; a failure takes the sample's place."""
@@ -85,22 +87,29 @@ class SampleMaker:
         """Run the teacher on what could be cut and encode it; every sample gets an outcome, in the same order."""
         assert len(samples) <= batch
         began = time.perf_counter()
-        restored = self._restore(samples, cuts, batch)
+        # One call for each output, so that batches have the shape, and the first outputs the bytes, of a single one's.
+        restored = zip(*(self._restore(samples, cuts, batch, name) for name in TEACHERS[: self.outputs]), strict=True)
         cost = time.perf_counter() - began if self.teacher.steps else 0.0
         cost /= max(sum(isinstance(cut, TileImages) for cut in cuts), 1)
         return [self.encode(s, c, r, cost) for s, c, r in zip(samples, cuts, restored, strict=True)]
 
     def encode(
-        self, sample: PlannedSample, cut: TileImages | SampleError, teacher: Image | SampleError, cost: float
+        self,
+        sample: PlannedSample,
+        cut: TileImages | SampleError,
+        restored: Sequence[Image | SampleError],
+        cost: float,
     ) -> Outcome:
-        """What is stored of a sample; `cost` is the teacher's seconds for it."""
+        """What is stored of a sample with these outputs of the teacher; `cost` is its seconds for them."""
         if isinstance(cut, SampleError):
             return Outcome(sample.key, error=cut)
-        if isinstance(teacher, SampleError):
-            return Outcome(sample.key, error=teacher)
+        outputs = [picture for picture in restored if not isinstance(picture, SampleError)]
+        error = next((picture for picture in restored if isinstance(picture, SampleError)), None)
+        if error is not None:
+            return Outcome(sample.key, error=error)
         try:
-            drift = round(colour_drift(teacher, cut.lr), 4)
-            pictures = {"lr": cut.lr, "gt": cut.gt, "teacher": teacher}
+            drift = round(colour_drift(outputs[0], cut.lr), 4)
+            pictures = {"lr": cut.lr, "gt": cut.gt, **dict(zip(TEACHERS, outputs, strict=False))}
             if self.context:
                 pictures[AROUND] = cut.around
             members = {name: images.encode_webp(np.ascontiguousarray(image)) for name, image in pictures.items()}
@@ -119,7 +128,7 @@ class SampleMaker:
             return failure(error, stage)
 
     def _restore(
-        self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int
+        self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int, purpose: str
     ) -> list[Image | SampleError]:
         good = [(sample, cut) for sample, cut in zip(samples, cuts, strict=True) if isinstance(cut, TileImages)]
         if not good:
@@ -128,7 +137,7 @@ class SampleMaker:
         for sample, cut in zip(samples, cuts, strict=True):
             # A failed sample's place is filled, so that the others keep theirs: same batch, same bytes, whoever fails.
             shown, images_shown = (sample, cut) if isinstance(cut, TileImages) else good[0]
-            seed = sample_seed(self.seed, sample.key, "teacher")
+            seed = sample_seed(self.seed, sample.key, purpose)
             requests.append(Request(images_shown.around, seed, self.photos.place(shown.tile)))
         return restore(self.teacher, requests, batch, self.context)
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 from pipeline.degradation import Degradation
+from pipeline.schema import TEACHERS
 from pipeline.system.errors import UsageError
 from teacher_cache.building.crops import MOST_CONTEXT
 from teacher_cache.building.lease import TTL
@@ -27,6 +28,9 @@ class BuildSettings:
     """Samples in a shard: the unit of work, and of loss when a disk is damaged."""
     micro_batch: int = 4
     """Training tiles that the teacher gets at once (held-out crops go one by one)."""
+    samples: int = 1
+    """Outputs of the teacher for each tile, each with a seed of its own, 1 to 16; training takes another one every
+    epoch."""
     context: int = 4
     """LR pixels around a tile that the teacher sees as well, so that its picture is as good at the border as inside;
     without effect on imported pictures."""
@@ -50,6 +54,8 @@ class BuildSettings:
         for name in ("samples_per_shard", "micro_batch"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 1 <= self.samples <= len(TEACHERS):
+            raise UsageError(f"samples must be 1 to {len(TEACHERS)}, got {self.samples}")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit must be at least 1, got {self.limit}")
         if self.hold_out < 0:

@@ -58,6 +58,8 @@ class Survey:
             lines.append(f"and {plural(more, 'more skipped file')}")
         left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
         work = f"{plural(self.photos, 'photo')} ({self.held_out} held out){left_out}: {plural(self.planned, 'tile')}"
+        if self.settings.samples > 1:
+            work += f", {self.settings.samples} outputs of each"
         if self.done:
             work += f", {self.done} done already"
         if self.seconds_left:

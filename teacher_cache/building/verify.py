@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline import images
-from pipeline.schema import AROUND, MEMBERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
+from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
 from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
@@ -49,7 +50,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """One sample that the teacher made again."""
+    """One sample whose outputs the teacher made again."""
 
     key: str
     max_difference: int  # 8-bit levels
@@ -235,9 +236,10 @@ def _check_layout(path: Path, record: ShardRecord) -> Iterator[Damage]:
 def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample) -> None:
     """CRC, decodability, sizes, and the description of one sample."""
     tile, scale = planned.tile, plan.scale
-    pictures = {name: _picture(path, sample, name) for name in (*MEMBERS, AROUND) if name in sample.members}
+    pictures = {name: _picture(path, sample, name) for name in sample.members if name != "json"}
     height, width, more = tile.height // scale, tile.width // scale, 2 * plan.context
-    expected = {"lr": (height, width, 3)} | dict.fromkeys(("gt", "teacher"), (tile.height, tile.width, 3))
+    large = dict.fromkeys(("gt", *TEACHERS[: plan.outputs]), (tile.height, tile.width, 3))
+    expected = {"lr": (height, width, 3)} | large
     if plan.context:
         expected[AROUND] = (height + more, width + more, 3)
     shapes = {name: image.shape for name, image in pictures.items()}
@@ -279,20 +281,23 @@ def _recompute(
         seen = _picture(path, sample, AROUND if plan.context else "lr")
         tile = tiles[sample.key]
         place = place_of(tile, *sizes[tile.source])
-        request = Request(seen, sample_seed(plan.seed, sample.key, "teacher"), place)
-        again = restore(teacher, [request], plan.batch(shards[record.name]), plan.context)[0]
-        yield _compare(sample.key, _picture(path, sample, "teacher"), again)
+        batch, found = plan.batch(shards[record.name]), []
+        for name in TEACHERS[: plan.outputs]:
+            request = Request(seen, sample_seed(plan.seed, sample.key, name), place)
+            again = restore(teacher, [request], batch, plan.context)[0]
+            found.append(_gap(sample.key, _picture(path, sample, name), again))
+        gap = np.stack(found)  # (outputs, H, W, 3)
+        yield Recomputed(sample.key, int(gap.max()), round(float(gap.mean()), 4))
 
 
 def _picture(path: Path, sample: Sample, name: str) -> Image:
     return images.decode_webp(read_member(path, sample.members[name]))
 
 
-def _compare(key: str, cached: Image, again: Image | SampleError) -> Recomputed:
+def _gap(key: str, cached: Image, again: Image | SampleError) -> NDArray[np.int16]:
     if isinstance(again, SampleError):
         raise DtkdError(f"{key}: the teacher failed: {again.type}: {again.message}")
-    gap = np.abs(cached.astype(np.int16) - again)
-    return Recomputed(key, int(gap.max()), round(float(gap.mean()), 4))
+    return np.abs(cached.astype(np.int16) - again)
 
 
 def _repair(cache: Path, plan: Plan, names: set[str], damage: Sequence[Damage]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from pipeline.schema import (
     AROUND,
     MEMBERS,
     SCHEMA,
+    TEACHERS,
     Member,
     Sample,
     SampleError,
@@ -37,7 +38,7 @@ from pipeline.system.files import atomic_write_bytes, fsync_dir, read_json, sha2
 from teacher_cache.building.lease import Lease
 from teacher_cache.building.plan import PlannedShard
 
-SUFFIX = {name: f"{name}.webp" for name in (*MEMBERS, AROUND)} | {"json": "json"}
+SUFFIX = {name: f"{name}.webp" for name in (*MEMBERS, *TEACHERS, AROUND)} | {"json": "json"}
 """A member's name in a record -> its suffix in the tar."""
 
 
@@ -96,7 +97,7 @@ class ShardWriter:
         _append(self._journal, {"sample": sample.to_json(), "seconds": outcome.seconds})
         self._offset += len(tar)
         self._teacher_seconds += outcome.seconds
-        self._teacher_images += outcome.seconds > 0
+        self._teacher_images += sample.outputs if outcome.seconds > 0 else 0
         self.samples.append(sample)
 
     def commit(self) -> ShardRecord:
@@ -180,7 +181,8 @@ def reopen(cache: Path, shard: PlannedShard, fingerprint: str, without: Collecti
         record = ShardRecord.from_json(read_json(path))
         seconds = record.teacher_seconds / max(record.teacher_images, 1)
         lines = [{"schema": SCHEMA, "name": shard.name, "fingerprint": fingerprint}]
-        lines += [{"sample": sample.to_json(), "seconds": seconds} for sample in record.ok if sample.key not in without]
+        kept = [sample for sample in record.ok if sample.key not in without]
+        lines += [{"sample": sample.to_json(), "seconds": seconds * sample.outputs} for sample in kept]
         if record.fingerprint == fingerprint:
             text = b"".join(canonical_bytes(line) for line in lines)
             atomic_write_bytes(cache / "parts" / f"{shard.name}.reopened.jsonl", text)

@@ -75,6 +75,14 @@ class TestMistakes:
         assert err.splitlines()[-1] == "dtkd: the teacher embedded is made for scale 4, got --scale 3"
         assert not (tmp_path / "c").exists()
 
+    def test_a_number_of_samples_that_cannot_be(self, photos, outputs, tmp_path):
+        command = ("teacher-cache", photos, tmp_path / "c", "--teacher", f"import:{outputs}", "--tile", 64, "--samples")
+        for count in (0, 17):
+            assert f"samples must be 1 to 16, got {count}" in refused(*command, count, code=2)
+        _, err = dtkd(*command, 2, code=2)
+        assert "has one picture for each photo" in err.splitlines()[-1] and "--samples 1, got 2" in err.splitlines()[-1]
+        assert not (tmp_path / "c").exists()
+
     def test_a_tile_that_does_not_suit_the_scale(self, photos, outputs, tmp_path):
         teacher = ("--teacher", f"import:{outputs}")
         line = refused("teacher-cache", photos, tmp_path / "c", "--scale", 3, *teacher, code=2)

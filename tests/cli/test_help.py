@@ -96,7 +96,7 @@ def test_the_help_of_stage_one_tells_the_defaults_of_its_settings():
     defaults = BuildSettings()
     expected = {"degradation": defaults.degradation.kind, "scale": defaults.degradation.scale}
     expected |= {"tile": defaults.tile, "seed": defaults.seed, "hold-out": defaults.hold_out}
-    expected |= {"micro-batch": defaults.micro_batch}
+    expected |= {"micro-batch": defaults.micro_batch, "samples": defaults.samples}
     assert {option: told[option] for option in expected} == {o: str(value) for o, value in expected.items()}
 
 

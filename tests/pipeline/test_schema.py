@@ -30,6 +30,7 @@ def test_keys_and_seeds_are_what_earlier_caches_hold():
     assert key == "57e965a01f2f4d9454195aa1"
     assert schema.sample_seed(0, key, "teacher") == 2284280438690892001
     assert schema.sample_seed(0, key, "degrade") == 4391524350551304884
+    assert schema.TEACHERS[:2] == ("teacher", "teacher1") and len(schema.TEACHERS) == 16
 
 
 def test_keys_depend_on_every_part_and_on_nothing_else():
@@ -50,6 +51,36 @@ def test_seeds_fit_a_torch_generator_and_differ():
 def test_records_and_manifests_survive_json():
     for value in (record(), manifest(), manifest(drift=None)):
         assert type(value).from_json(json.loads(json.dumps(value.to_json()))) == value
+
+
+def several(count):
+    """A sample with `count` outputs of the teacher."""
+    place = Member(512, 10, 7)
+    return Sample(
+        "a" * 24, "train", "ok", dict.fromkeys(("lr", "gt", "json", *schema.TEACHERS[:count]), place), drift=0.2
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2, 12, 16])
+def test_samples_with_several_outputs_survive_json_and_gaps_are_refused(count):
+    sample = several(count)
+    assert sample.outputs == count
+    assert Sample.from_json(json.loads(json.dumps(sample.to_json())), "train") == sample
+    for wrong in ({"teacher": 0}, {"teacher": 0, "teacher16": 1}, {"lr": 0}):  # 0: left out
+        data = json.loads(json.dumps(sample.to_json()))
+        for name, kept in wrong.items():
+            data["members"].pop(name) if not kept else data["members"].update({name: [1, 2, 3]})
+        with pytest.raises(DtkdError, match="must be ok with members"):
+            Sample.from_json(data, "train")
+
+
+def test_a_manifest_has_as_many_outputs_as_its_fingerprint_says():
+    shard = ShardRecord(1, "shard-00000000", "train", "f", (several(2),), "0" * 64, 3, 1.5, 1.0, 2)
+    two = manifest(fingerprint={"samples": 2}, shards=(shard,))
+    assert Manifest.from_json(json.loads(json.dumps(two.to_json()))).outputs == 2
+    for fingerprint in ({}, {"samples": 3}, {"samples": "2"}):
+        with pytest.raises(DtkdError, match="has 2 outputs, expected"):
+            Manifest.from_json(manifest(fingerprint=fingerprint, shards=(shard,)).to_json())
 
 
 @pytest.mark.parametrize(

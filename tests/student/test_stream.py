@@ -167,6 +167,63 @@ def test_fingerprint_is_of_the_samples_not_of_the_place(cache, tmp_path):
     assert pickle.loads(pickle.dumps(open_cache(cache))).fingerprint() == prints[0]
 
 
+def outputs_used(cache, keys, batch, epochs, patch=16):
+    """Which output of its tile each picture of an unshuffled-size batch is, by comparing with all of them."""
+    dataset = open_cache(cache)
+    index = {dataset.key(i): i for i in range(len(dataset))}
+    for key, picture, epoch in zip(keys, batch, epochs, strict=True):
+        whole = [dataset.images(index[key], output)[2] for output in range(dataset.outputs)]
+        sums = [int(image.astype(int).sum()) for image in whole]  # a whole tile's sum does not depend on its flip
+        assert len(set(sums)) == len(sums)
+        yield epoch, sums.index(round(float(picture.double().sum()) * 255))
+
+
+def test_each_epoch_takes_the_next_output_and_resuming_knows_which(tmp_path):
+    """Whole tiles as patches: 9 samples in batches of 3, so that an epoch has three steps."""
+    cache = write_cache(tmp_path / "c", shards=(3, 4, 2), val=1, outputs=3)
+    assert open_cache(cache).outputs == open_cache(cache, "val").outputs == 3
+    whole = read(cache, steps=range(15), batch_size=3, patch=16)
+    for step, batch in enumerate(whole):
+        used = list(outputs_used(cache, batch.keys, batch.teacher, [step // 3] * 3))
+        assert all(output == epoch % 3 for epoch, output in used), (step, used)
+    assert_equal(read(cache, steps=range(4, 15), batch_size=3, patch=16, settings=DataSettings(workers=2)), whole[4:])
+
+
+@pytest.mark.parametrize(("wanted", "cycle"), [(0, [0, 1, 2, 0]), (1, [0, 0, 0, 0]), (2, [0, 1, 0, 1])])
+def test_the_first_outputs_alone_are_taken_where_asked_for(tmp_path, wanted, cycle):
+    cache = write_cache(tmp_path / "c", shards=(3,), val=0, outputs=3)
+    stream = read(cache, steps=range(4), batch_size=3, patch=16, settings=DataSettings(workers=0, samples=wanted))
+    for epoch, batch in enumerate(stream):
+        assert [output for _, output in outputs_used(cache, batch.keys, batch.teacher, [epoch] * 3)] == [
+            cycle[epoch]
+        ] * 3
+
+
+def test_more_outputs_than_the_cache_holds_are_refused(tmp_path):
+    cache = write_cache(tmp_path / "c", shards=(3,), val=0, outputs=3)
+    with pytest.raises(DtkdError, match=r"data\.samples is 4, .*c holds 3 .*--samples 4"):
+        read(cache, settings=DataSettings(workers=0, samples=4))
+
+
+def test_batches_of_the_first_epoch_do_not_depend_on_the_other_outputs(tmp_path):
+    one, two = (write_cache(tmp_path / str(n), shards=(1,), val=0, outputs=n) for n in (1, 2))
+    assert_equal(read(one, steps=range(1), batch_size=1), read(two, steps=range(1), batch_size=1))
+    assert open_cache(one).fingerprint() != open_cache(two).fingerprint()
+    assert not torch.equal(*(read(c, steps=range(1, 2), batch_size=1)[0].teacher for c in (one, two)))
+
+
+def test_a_flipped_bit_of_a_further_output_is_refused(tmp_path):
+    cache = write_cache(tmp_path / "c", shards=(2,), val=0, outputs=2)
+    place = json.loads((cache / "manifest.json").read_text())["shards"][0]["samples"][1]["members"]["teacher1"]
+    data = bytearray((cache / "shard-00000000.tar").read_bytes())
+    data[place[0] + 50] ^= 4
+    (cache / "shard-00000000.tar").write_bytes(data)
+    dataset = open_cache(cache)
+    assert dataset.images(1)[2].shape == (64, 64, 3)
+    with pytest.raises(DtkdError, match=r"sample .*, teacher1: .*dtkd verify"):
+        dataset.images(1, 1)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_flipped_bit_is_refused_with_shard_key_and_remedy(tmp_path, workers):
     cache = write_cache(tmp_path / "c", shards=(2, 2), val=0)
@@ -218,7 +275,7 @@ def test_nothing_to_train_on_is_refused(tmp_path):
         open_cache(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("values", [{"workers": -1}, {"window": 0}])
+@pytest.mark.parametrize("values", [{"workers": -1}, {"window": 0}, {"samples": -1}, {"samples": 17}])
 def test_bad_settings_are_refused(values):
     with pytest.raises(DtkdError, match="got"):
         DataSettings(**values)

@@ -13,7 +13,7 @@ from tiny_cache import write_cache
 from pipeline.system.errors import DtkdError
 from student.study.ablate import ablate, announced, cost_line, step_seconds, trials
 from student.study.ablation_plots import ablation_svg
-from student.study.grids import GT_ONLY, Arm, Grid
+from student.study.grids import GRIDS, GT_ONLY, Arm, Grid
 
 ROOT = Path(__file__).parents[3]
 BASE = [
@@ -53,6 +53,20 @@ def test_differences_are_those_of_the_runs_image_by_image(made):
     (baseline,) = (c for c in found.comparisons if c.arm == "gt-only" and c.metric == "psnr_y")
     assert baseline.difference is None and baseline.verdict == "baseline"
     assert (found.images, found.seeds, found.baseline) == (3, 2, "gt-only")
+
+
+def test_a_cache_that_does_not_suit_a_later_arm_is_refused_before_the_first_is_trained(made, tmp_path):
+    folder, cache, *_ = made
+    planned = trials(GRIDS["samples"], BASE, None, seeds=1)
+    assert [trial.settings.data.samples for trial in planned] == [1, 4]
+    for attempt in (
+        lambda: announced(cache, planned),
+        lambda: ablate(cache, tmp_path / "out", GRIDS["samples"], planned, folder / "set", ("psnr_y",)),
+    ):
+        with pytest.raises(DtkdError, match=r"data\.samples is 4, .* holds 1 output of each tile") as error:
+            attempt()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_written(made):

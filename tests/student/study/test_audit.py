@@ -48,6 +48,23 @@ def test_noise_of_a_known_strength_has_the_consistency_that_follows_from_it(cach
     assert found.drift.value < 1
 
 
+def test_stored_outputs_are_second_seeds_without_a_teacher(cache, tmp_path):
+    """Two seeds are two seeds, whoever asks for the second one; a teacher that is given is asked."""
+    teacher = NoisyBicubic(noise=NOISE)
+    build_cache(str(make_corpus(tmp_path / "photos")), tmp_path / "two", teacher, settings(samples=2))
+    several = open_cache(tmp_path / "two")
+    asked = teacher.calls
+    stored, live = audit(several, student=half, tiles=16), audit(cache, student=half, teacher=teacher, tiles=16)
+    assert teacher.calls > asked and stored.weights == pytest.approx(live.weights, rel=0.05)
+    for one, other in zip((*stored.bands, *stored.groups), (*live.bands, *live.groups), strict=True):
+        assert one.teacher_rms.value == other.teacher_rms.value, "the first outputs are the same"
+        assert one.rho.value == pytest.approx(other.rho.value, abs=0.03) and one.rho.value < 1 - 1e-5
+    assert stored.l_std.value == pytest.approx(live.l_std.value, rel=0.05)
+    assert stored.g_std.value == pytest.approx(live.g_std.value, rel=1.0) and stored.g_std.value > 0
+    third = audit(several, teacher=NoisyBicubic(noise=0), tiles=4)  # says that it adds nothing of its own
+    assert third.bands[-1].rho.value != pytest.approx(audit(several, tiles=4).bands[-1].rho.value, abs=0.01)
+
+
 def test_weights_are_discrepancy_times_consistency_and_train_student_takes_them(cache, tmp_path):
     found = audit(cache, student=half, teacher=NoisyBicubic(noise=NOISE), tiles=16)
     raw = [group.from_student.value * group.rho.value for group in found.groups]

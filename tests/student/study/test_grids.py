@@ -19,6 +19,11 @@ def test_every_arm_of_every_grid_has_settings_that_can_be(name):
         assert (settings.loss.lambda_max == 0) == (arm.name == "gt-only")
 
 
+def test_the_grid_of_samples_compares_one_output_with_four():
+    taken = {arm.name: config.load(RunSettings, None, list(arm.changes)).data.samples for arm in GRIDS["samples"].arms}
+    assert taken == {"samples-1": 1, "samples-4": 4}
+
+
 def test_joined_grids_share_their_arms_once():
     joined = find_grid("levels, energy")
     assert [arm.name for arm in joined.arms][:2] == ["gt-only", "levels-0"]
