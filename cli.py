@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 from pipeline import config
 from pipeline.system import options
-from pipeline.system.errors import UsageError
 from pipeline.system.options import argument, listing, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
@@ -154,6 +153,7 @@ def evaluate(
     scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
     limit: Annotated[int | None, option("Take the first images only.")] = None,
     device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
 ) -> Result:
     """Measure checkpoints, bicubic beside them. An image that cannot be used is named; exit code 1 then.
 
@@ -163,8 +163,8 @@ def evaluate(
     from student.evaluation import evaluate as evaluation
 
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    given = {"metrics": names, "crop_border": crop_border, "scale": scale, "limit": limit, "device": device}
-    how = config.load(evaluation.EvaluationSettings, values=given)
+    given = {"crop_border": crop_border, "scale": scale, "limit": limit, "device": device, "precision": precision}
+    how = config.load(evaluation.EvaluationSettings, values={"metrics": names, **given})
     return evaluation.evaluate(checkpoints, data, how, out=out, overwrite=overwrite, on_progress=on_progress)
 
 
@@ -271,6 +271,7 @@ def upscale(
     overwrite: options.OverwriteOption = False,
     max_megapixels: Annotated[int, option("Refuse larger results.", min=1)] = 1100,
     device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
 ) -> Result:
     """Upscale pictures with a student. Alpha, 16 bits, EXIF and colour profile are kept.
 
@@ -282,11 +283,9 @@ def upscale(
     from student.networks import load_network
     from student.upscaling import upscale as upscaling
 
-    if tile != "auto" and not tile.isdecimal():
-        raise UsageError(f"--tile must be auto or a multiple of 8, got {tile}")
-    size, suffix = None if tile == "auto" else int(tile), f".{kind}" if kind else None
+    size, suffix = options.side_of_tile(tile), f".{kind}" if kind else None
     how = upscaling.UpscaleSettings(size, overlap, overwrite, suffix, max_megapixels, scale)
-    return upscaling.upscale(inputs, output, load_network(checkpoint, device), how, on_progress)
+    return upscaling.upscale(inputs, output, load_network(checkpoint, device, precision), how, on_progress)
 
 
 @_command

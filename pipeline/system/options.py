@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 
 from pipeline import config
 from pipeline.system import commands
+from pipeline.system.device import Precision
+from pipeline.system.errors import UsageError
 from pipeline.system.files import expand_home
 from pipeline.system.results import Result
 
@@ -74,6 +76,17 @@ def _ends(names: str, meaning: str, text: Callable[[], str]) -> Any:
     return typer.Option(names, help=meaning, is_eager=True, callback=show)
 
 
+def side_of_tile(text: str) -> int | None:
+    """Pixels, or None for `auto`.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if text != "auto" and not text.isdecimal():
+        raise UsageError(f"--tile must be auto or a multiple of 8, got {text}")
+    return None if text == "auto" else int(text)
+
+
 def listing(settings: str) -> Any:
     """The option that lists a settings class, `module:name`, which is imported only then."""
     meaning = "Print all settings, their meanings and defaults as TOML."
@@ -87,6 +100,7 @@ TeacherOption = Annotated[
 ]
 StepsOption = Annotated[int | None, option("Network evaluations an image.  [default: the teacher's]", min=1)]
 DeviceOption = Annotated[str, option("Torch device; auto takes a GPU where there is one.")]
+PrecisionOption = Annotated[Precision, option("auto takes bf16 where the device computes in it natively.")]
 ConfigFile = Annotated[Path | None, option("Settings as TOML.", "--config", metavar="FILE")]
 Overrides = Annotated[list[str] | None, option("One setting; repeatable.", "--set", metavar="KEY=VALUE")]
 MetricsOption = Annotated[str, option("psnr_y, ssim_y, and pyiqa's names, by commas.")]
