@@ -48,7 +48,7 @@ def teacher_cache(
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
     device: options.DeviceOption = "auto",
-    config_file: options.ConfigFile = None,
+    config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
     settings: Annotated[bool, listing("teacher_cache.building.settings:BuildSettings")] = False,
 ) -> Result:
@@ -68,7 +68,7 @@ def teacher_cache(
         **{"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "seed": seed, "limit": limit},
         **{"hold_out": hold_out, "micro_batch": micro_batch, "retry_errors": retry_errors, "wait": wait},
     }
-    how = config.load(BuildSettings, config_file, overrides or (), given)
+    how = config.load(BuildSettings, config_files, overrides or (), given)
     teachers.check_name(teacher)
     surveyed = survey(corpus, cache, how)
     on_progress(surveyed.begin())
@@ -103,7 +103,7 @@ def train_teacher(
     out: Annotated[Path, argument("OUT", "Folder of the run; the same command goes on.")],
     degradation: Annotated[_Made | None, option("How LR images are made.  [default: real]")] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
-    config_file: options.ConfigFile = None,
+    config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
     resume: options.ResumeOption = True,
     settings: Annotated[bool, listing("teacher_cache.training.settings:TeacherRunSettings")] = False,
@@ -116,7 +116,7 @@ def train_teacher(
     from teacher_cache.training import loop
 
     given = {"degradation.kind": degradation, "degradation.scale": scale}
-    how = config.load(loop.TeacherRunSettings, config_file, overrides or (), given)
+    how = config.load(loop.TeacherRunSettings, config_files, overrides or (), given)
     return loop.train_teacher(corpus, out, how, "auto" if resume else "fresh", on_progress)
 
 
@@ -125,7 +125,7 @@ def train_student(
     on_progress: OnProgress,
     cache: options.CacheOption,
     run: Annotated[Path, argument("RUN", "Folder of the run; the same command goes on.")],
-    config_file: options.ConfigFile = None,
+    config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
     resume: options.ResumeOption = True,
     settings: Annotated[bool, listing("student.training.settings:RunSettings")] = False,
@@ -137,7 +137,7 @@ def train_student(
     """
     from student.training.loop import RunSettings, train
 
-    run_settings = config.load(RunSettings, config_file, overrides or ())
+    run_settings = config.load(RunSettings, config_files, overrides or ())
     return train(cache, run, run_settings, "auto" if resume else "fresh", on_progress)
 
 
@@ -222,7 +222,7 @@ def ablate(
     grid: Annotated[str, option("levels, weights, schedule, energy, gt, several by commas, or FILE.toml")] = "energy",
     seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
     metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
-    config_file: options.ConfigFile = None,
+    config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
 ) -> Result:
     """Train arms that differ in some settings, alike in all else, and compare them image by image.
@@ -235,7 +235,7 @@ def ablate(
     from student.study.grids import find_grid
 
     arms = find_grid(grid)
-    planned = trials(arms, overrides or (), config_file, seeds)
+    planned = trials(arms, overrides or (), config_files, seeds)
     on_progress(announced(cache, planned))
     return run(cache, out, arms, planned, data, [name.strip() for name in metrics.split(",")], on_progress)
 

@@ -1,4 +1,4 @@
-"""Settings: nested frozen dataclasses filled from defaults < TOML file < `section.key=value` overrides < given values.
+"""Settings: nested frozen dataclasses filled from defaults < TOML files < `section.key=value` overrides < given values.
 
 A settings class needs no registration: its fields, their types, defaults and docstrings are the schema. Supported types
 are bool, int, float, str, `Literal`, tuples of these, unions of these, and further dataclasses (the sections).
@@ -24,23 +24,26 @@ T = TypeVar("T")
 
 
 def load(
-    cls: type[T], toml: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+    cls: type[T],
+    toml: Path | Sequence[Path] | None = None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> T:
     """Build settings of class `cls` from what a user asks for; later sources beat earlier ones.
 
     Args:
         cls: the settings' class, whose defaults come first.
-        toml: file of settings.
+        toml: file of settings, or several, of which the later ones beat the earlier ones key by key.
         overrides: text such as `train.steps=2000`, read as the key's type.
         values: by dotted key, of the key's type already; None stands for "not given".
 
     Raises:
         UsageError: unreadable file, unknown key (names the nearest valid one), wrong type or refused value.
     """
-    origin = str(toml) if toml else "settings"
+    files = [toml] if isinstance(toml, Path) else toml or ()
+    origin = ", ".join(map(str, files)) or "settings"
     try:
-        tree = _read_toml(toml) if toml else {}
-        _refuse_unknown(cls, tree, origin)
+        tree = _read_files(cls, files)
         for override in overrides:
             _put(tree, *_parse_override(cls, override), origin)
         for key, value in (values or {}).items():
@@ -149,6 +152,20 @@ def _is_value(value: Any) -> bool:
 
 def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # TOML reads JSON's strings, numbers, booleans and arrays as they are
+
+
+def _read_files(cls: type, files: Sequence[Path]) -> dict[str, Any]:
+    """Settings of several files, each checked on its own, so that an error names the file that has it."""
+    tree, known = {}, _leaves(cls)
+    for file in files:
+        content = _read_toml(file)
+        _refuse_unknown(cls, content, str(file))
+        for key, value in _flatten(content):
+            if key in known:
+                _put(tree, key, _check(value, known[key], key, str(file)), str(file))
+            elif value != {}:
+                raise DtkdError(f"{file}: {key} must be a table of settings, got {value!r}")
+    return tree
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -35,10 +35,8 @@ the mode, the levels or the wavelet, lambda then means the same: at 1, distillat
 the teacher, and an ablation moves weight between groups without changing the total.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -46,7 +44,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import read_json
 from pipeline.wavelet import Pyramid, check_wavelet, decompose
 
 GROUPS = ("low", "mid", "high")
@@ -66,9 +63,7 @@ class LossSettings:
     wavelet: str = "haar"
     """haar (fast), or any discrete wavelet of PyWavelets such as db2."""
     weights: tuple[float, float, float] | str = "mid"
-    """uniform, mid, low, high, three numbers (low, mid, high), or calibrated (read from `calibration`)."""
-    calibration: str = ""
-    """JSON file {"weights": {"low": ..., "mid": ..., "high": ...}} that weights=calibrated reads."""
+    """uniform, mid, low, high, or three numbers (low, mid, high), such as `dtkd audit` calibrates."""
     lambda_max: float = 1.0
     """Highest weight of L_FG; 0 trains on the ground truth only."""
     schedule: Literal["linear", "cosine", "constant", "reversed"] = "linear"
@@ -101,13 +96,13 @@ class LossSettings:
                 f"loss.levels={self.levels}"
             )
         check_wavelet(self.wavelet)
-        if self.weights == "calibrated" and not self.calibration:
-            raise DtkdError("loss.weights=calibrated needs loss.calibration=FILE, the file with the weights")
-        if isinstance(self.weights, str) and self.weights not in (*MODES, "calibrated"):
-            modes = ", ".join((*MODES, "calibrated"))
-            raise DtkdError(f"loss.weights must be {modes} or three numbers, got {self.weights!r}")
-        if not isinstance(self.weights, str):
-            _check_weights(self.weights, "loss.weights")
+        if isinstance(self.weights, str):
+            if self.weights not in MODES:
+                modes = ", ".join(MODES)
+                hint = "; `dtkd audit` writes calibrated ones to OUT/weights.toml, a file for --config"
+                raise DtkdError(f"loss.weights must be {modes} or three numbers, got {self.weights!r}{hint}")
+        elif not all(0 <= w < float("inf") for w in self.weights) or not sum(self.weights):
+            raise DtkdError(f"loss.weights must be three numbers, none negative and not all zero, got {self.weights}")
 
 
 class GroupWeights(NamedTuple):
@@ -223,22 +218,8 @@ def measure(pairs: Iterable[tuple[Tensor, Tensor]], levels: int, wavelet: str = 
 
 
 def allocation(settings: LossSettings) -> tuple[float, float, float]:
-    """The settings' weights of low, mid and high, before scaling.
-
-    Raises:
-        DtkdError: the calibration file is missing, damaged, or holds other than three weights.
-    """
-    if settings.weights != "calibrated":
-        return MODES[settings.weights] if isinstance(settings.weights, str) else settings.weights
-    path = Path(settings.calibration)
-    try:
-        content = read_json(path)
-    except OSError as error:
-        raise DtkdError(f"cannot read loss.calibration {path}: {error.strerror}") from error
-    weights = content.get("weights") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or sorted(weights) != sorted(GROUPS):
-        raise DtkdError(f'{path} must hold {{"weights": {{"low": ..., "mid": ..., "high": ...}}}}')
-    return _check_weights(tuple(weights[group] for group in GROUPS), str(path))
+    """The settings' weights of low, mid and high, before scaling."""
+    return MODES[settings.weights] if isinstance(settings.weights, str) else settings.weights
 
 
 def scale_weights(settings: LossSettings, measured: Magnitudes) -> GroupWeights:
@@ -255,10 +236,3 @@ def scale_weights(settings: LossSettings, measured: Magnitudes) -> GroupWeights:
     scale = measured.pixel / total if total > 0 else 1 / present
     groups = (scale * low, scale * mid, scale * high)
     return GroupWeights(*groups, settings.levels, settings.wavelet, settings.energy, settings.gt)
-
-
-def _check_weights(weights: tuple, name: str) -> tuple[float, float, float]:
-    numbers = [isinstance(w, int | float) and math.isfinite(w) and w >= 0 for w in weights]
-    if len(weights) != 3 or not all(numbers) or not sum(weights) > 0:
-        raise DtkdError(f"{name} must be three numbers, none negative and not all zero, got {weights}")
-    return weights

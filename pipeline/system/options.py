@@ -101,7 +101,9 @@ TeacherOption = Annotated[
 StepsOption = Annotated[int | None, option("Network evaluations an image.  [default: the teacher's]", min=1)]
 DeviceOption = Annotated[str, option("Torch device; auto takes a GPU where there is one.")]
 PrecisionOption = Annotated[Precision, option("auto takes bf16 where the device computes in it natively.")]
-ConfigFile = Annotated[Path | None, option("Settings as TOML.", "--config", metavar="FILE")]
+ConfigFiles = Annotated[
+    list[Path] | None, option("Settings as TOML; repeatable, the later ones win.", "--config", metavar="FILE")
+]
 Overrides = Annotated[list[str] | None, option("One setting; repeatable.", "--set", metavar="KEY=VALUE")]
 MetricsOption = Annotated[str, option("psnr_y, ssim_y, and pyiqa's names, by commas.")]
 VersionOption = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]

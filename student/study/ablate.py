@@ -54,7 +54,7 @@ class Trial(NamedTuple):
         return f"{self.arm.name}-seed{self.seed}"
 
 
-def trials(grid: Grid, base: Sequence[str], config_file: Path | None, seeds: int) -> list[Trial]:
+def trials(grid: Grid, base: Sequence[str], config_files: Sequence[Path] | None, seeds: int) -> list[Trial]:
     """Every run of an ablation, seed by seed.
 
     Raises:
@@ -63,7 +63,7 @@ def trials(grid: Grid, base: Sequence[str], config_file: Path | None, seeds: int
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
     return [
-        Trial(arm, seed, config.load(RunSettings, config_file, [*base, *arm.changes, f"train.seed={seed}"]))
+        Trial(arm, seed, config.load(RunSettings, config_files, [*base, *arm.changes, f"train.seed={seed}"]))
         for seed in range(seeds)
         for arm in grid.arms
     ]

@@ -78,7 +78,7 @@ GRIDS: Mapping[str, Grid] = {
         ),
     )
 }
-"""Grids by name. `calibrated` weights and caches of other teachers come with a file, see the module."""
+"""Grids by name. Weights that `dtkd audit` calibrated and caches of other teachers come with a file, see the module."""
 
 
 def find_grid(name: str) -> Grid:

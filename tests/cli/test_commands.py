@@ -112,10 +112,12 @@ def test_damage_is_found_and_ends_with_1(photos, tmp_path):
 
 
 def test_options_beat_set_which_beats_the_file(photos, outputs, tmp_path):
-    (tmp_path / "stage.toml").write_text('tile = 32\nseed = 5\nhold_out = 2\n[degradation]\nkind = "real"\n')
+    (tmp_path / "stage.toml").write_text('tile = 32\nseed = 5\nhold_out = 1\n[degradation]\nkind = "real"\n')
+    (tmp_path / "later.toml").write_text("hold_out = 2\n")
     out, _ = dtkd(
         "teacher-cache", photos, tmp_path / "cache", "--teacher", f"import:{outputs}", "--json",
-        "--config", tmp_path / "stage.toml", "--set", "seed=6", "--set", "tile=128", "--tile", 64,
+        "--config", tmp_path / "stage.toml", "--config", tmp_path / "later.toml",
+        "--set", "seed=6", "--set", "tile=128", "--tile", 64,
     )  # fmt: skip
     assert json.loads(out)["ok"] == 3 * 4 + 2
     manifest = json.loads((tmp_path / "cache" / "manifest.json").read_text())

@@ -159,6 +159,29 @@ def test_an_inherited_setting_keeps_its_meaning():
     assert "sigma = [0.2, 1.5]" in second
 
 
+def test_later_files_beat_earlier_ones_key_by_key(tmp_path):
+    first, second, empty = (tmp_path / f"{name}.toml" for name in ("first", "second", "empty"))
+    first.write_text("name = 'first'\n[opt]\nsteps = 5\nlr = 1\n[bands]\nweights = [1, 2, 3]\n")
+    second.write_text("[opt]\nsteps = 6\n[bands]\nweights = 'low'\n")
+    empty.write_text("[opt]\n[bands]\n")
+    expected = Run(Optimiser(steps=6, lr=1.0), Bands("low"), "first")
+    assert config.load(Run, [first, second]) == config.load(Run, [first, second, empty]) == expected
+    assert config.load(Run, [second, first]) == Run(Optimiser(steps=5, lr=1.0), Bands((1.0, 2.0, 3.0)), "first")
+    assert config.load(Run, [first, second], ["opt.steps=7"]).opt.steps == 7
+    assert config.load(Run, []) == Run()
+
+
+@pytest.mark.parametrize("wrong", ["opt = 3", "[opt]\nsteps = 'x'", "[opt]\nstesp = 3", "[opt", "[opt]\nsteps = {}"])
+def test_of_several_files_the_wrong_one_is_named(tmp_path, wrong):
+    """Also where a later file has the same key, right."""
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text(wrong)
+    second.write_text("[opt]\nsteps = 6\n")
+    for order in ([first, second], [second, first]):
+        with pytest.raises(UsageError, match=r"first\.toml"):
+            config.load(Run, order)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DtkdError, match=r"absent\.toml"):
         config.load(Run, tmp_path / "absent.toml")
