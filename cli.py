@@ -65,11 +65,9 @@ def teacher_cache(
     from teacher_cache.building.build import BuildSettings, build
     from teacher_cache.building.survey import survey
 
-    given = {
-        **{"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "seed": seed, "limit": limit},
-        **{"hold_out": hold_out, "micro_batch": micro_batch, "retry_errors": retry_errors, "wait": wait},
-        "samples": samples,
-    }
+    pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
+    outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
+    given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait}
     how = config.load(BuildSettings, config_files, overrides or (), given)
     teachers.check_name(teacher)
     surveyed = survey(corpus, cache, how)
@@ -155,6 +153,7 @@ def evaluate(
     scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
     limit: Annotated[int | None, option("Take the first images only.")] = None,
     device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
 ) -> Result:
     """Measure checkpoints, bicubic beside them. An image that cannot be used is named; exit code 1 then.
 
@@ -164,8 +163,8 @@ def evaluate(
     from student.evaluation import evaluate as evaluation
 
     names = tuple(name.strip() for name in metrics.split(",") if name.strip())
-    given = {"metrics": names, "crop_border": crop_border, "scale": scale, "limit": limit, "device": device}
-    how = config.load(evaluation.EvaluationSettings, values=given)
+    given = {"crop_border": crop_border, "scale": scale, "limit": limit, "device": device, "precision": precision}
+    how = config.load(evaluation.EvaluationSettings, values={"metrics": names, **given})
     return evaluation.evaluate(checkpoints, data, how, out=out, overwrite=overwrite, on_progress=on_progress)
 
 
@@ -272,6 +271,7 @@ def upscale(
     overwrite: options.OverwriteOption = False,
     max_megapixels: Annotated[int, option("Refuse larger results.", min=1)] = 1100,
     device: options.DeviceOption = "auto",
+    precision: options.PrecisionOption = "auto",
 ) -> Result:
     """Upscale pictures with a student. Alpha, 16 bits, EXIF and colour profile are kept.
 
@@ -285,7 +285,7 @@ def upscale(
 
     size, suffix = upscaling.tile_side(tile), f".{kind}" if kind else None
     how = upscaling.UpscaleSettings(size, overlap, overwrite, suffix, max_megapixels, scale)
-    return upscaling.upscale(inputs, output, load_network(checkpoint, device), how, on_progress)
+    return upscaling.upscale(inputs, output, load_network(checkpoint, device, precision), how, on_progress)
 
 
 @_command

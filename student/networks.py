@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from pipeline.system import torchvision_guard
-from pipeline.system.device import choose, keep_freed_memory
-from pipeline.system.errors import DtkdError
+from pipeline.system.device import (
+    Precision,
+    ResolvedPrecision,
+    autocast,
+    choose,
+    keep_freed_memory,
+    resolve_precision,
+)
+from pipeline.system.errors import DtkdError, UsageError
 from student.model.swinir import SwinIR
 from student.model.weight_files import load_student
 
@@ -39,6 +46,7 @@ class Network:
         forward: the network itself.
         parameters: how many weights it has.
         path: the file that it came from.
+        precision: what it computes in; pictures are float32 always.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Network:
     forward: Callable[[Tensor], Tensor]
     parameters: int | None = None
     path: Path | None = None
+    precision: ResolvedPrecision = "fp32"
 
     @torch.inference_mode()
     def restore(self, lr: Tensor) -> Tensor:
@@ -57,7 +66,8 @@ class Network:
         Raises:
             BrokenNetworkError: the network returned NaN or infinity.
         """
-        sr = self.forward(lr.to(self.device)).float().cpu()
+        with autocast(self.precision, self.device):
+            sr = self.forward(lr.to(self.device)).float().cpu()
         if not sr.isfinite().all():
             raise BrokenNetworkError(f"{self.name} gives values that are not finite: its weights are damaged")
         return sr
@@ -67,16 +77,18 @@ class Network:
         return self.restore(torch.from_numpy(lr)).numpy()
 
 
-def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
+def load_network(checkpoint: str = DEFAULT, device: str = "auto", precision: Precision = "auto") -> Network:
     """Load a network.
 
     Args:
         checkpoint: name of a shipped student, a run or Hugging Face folder, or a weight file: of a student, of official
             SwinIR, or of any super-resolution network that spandrel knows, where it is installed.
         device: torch device; `auto` is a GPU where there is one.
+        precision: of a SwinIR; `auto` is bf16 where the device computes in it natively. What spandrel knows is fp32.
 
     Raises:
         DtkdError: there is nothing of that name, or the file holds no network that upscales RGB pictures.
+        UsageError: bf16 is asked for, and it is no SwinIR.
     """
     path = find_checkpoint(checkpoint)
     device = choose(device)
@@ -86,10 +98,11 @@ def load_network(checkpoint: str = DEFAULT, device: str = "auto") -> Network:
     try:
         student = load_student(path)
     except DtkdError as error:
-        return _from_spandrel(path, name, device, error)
+        return _from_spandrel(path, name, device, precision, error)
     window = student.config.window
     multiple, memory = math.lcm(_ALIGN, window), _swinir_bytes(student)
-    return Network(name, student.scale, multiple, device, memory, student.to(device), _count(student), path)
+    count, resolved = _count(student), resolve_precision(precision, device)
+    return Network(name, student.scale, multiple, device, memory, student.to(device), count, path, resolved)
 
 
 def find_checkpoint(checkpoint: str) -> Path:
@@ -133,18 +146,19 @@ def name_of(path: Path) -> str:
 def _swinir_bytes(student: SwinIR) -> int:
     """On the safe side: tiny and light take 28 bytes a body channel on a CPU (measured: LOG.md, 2026-11-23).
 
-    On a GPU, counting the live tensors of whole-picture operators, it is up to 58.
+    In bf16 tiny takes 46. On a GPU, counting the live tensors of whole-picture operators, it is up to 58.
     """
     config = student.config
     features = 2 * config.num_feat * 4 * config.scale**2 if config.upsampler != "pixelshuffledirect" else 0
     return 64 * config.embed_dim + features + 24 * config.scale**2
 
 
-def _from_spandrel(path: Path, name: str, device: str, own_error: DtkdError) -> Network:
-    """Another architecture, through spandrel.
+def _from_spandrel(path: Path, name: str, device: str, precision: Precision, own_error: DtkdError) -> Network:
+    """Another architecture, through spandrel, in fp32: what bf16 costs was measured for SwinIR alone.
 
     Raises:
         DtkdError: `own_error` where spandrel is not installed or does not know the file either.
+        UsageError: bf16 is asked for.
     """
     if not path.is_file():
         raise own_error
@@ -159,6 +173,8 @@ def _from_spandrel(path: Path, name: str, device: str, own_error: DtkdError) -> 
         raise own_error from error
     if not isinstance(found, spandrel.ImageModelDescriptor) or (found.input_channels, found.output_channels) != (3, 3):
         raise DtkdError(f"{path} holds a {found.architecture.name} that does not turn RGB pictures into RGB pictures")
+    if precision == "bf16":
+        raise UsageError(f"{path} holds a {found.architecture.name}, which runs in fp32 only: take --precision auto")
     found = found.to(device).eval()
     multiple = math.lcm(_ALIGN, found.size_requirements.multiple_of)
     memory, count = 20_000 + 2000 * found.scale**2, _count(found.model)

@@ -20,7 +20,7 @@ from teacher_cache.training.loop import TeacherRunSettings, train_teacher
 ROOT = Path(__file__).parents[1]
 STUDENT = (
     "model.preset=tiny", "train.steps=4", "train.batch_size=4", "train.patch=8", "train.lr=1e-3", "train.lr_warmup=0",
-    "train.log_every=2", "train.save_every=2", "train.device=cpu", "data.workers=0",
+    "train.log_every=2", "train.save_every=2", "train.precision=fp32", "train.device=cpu", "data.workers=0",
 )  # fmt: skip
 TEACHER = (
     "train.steps=4", "train.batch_size=4", "train.patch=8", "train.lr_warmup=0", "train.log_every=2",

@@ -66,12 +66,17 @@ def choose(name: str = "auto") -> str:
 
 
 def fast_bf16(device: str) -> bool:
-    """Whether `device` multiplies bf16 matrices natively, so that autocast to it pays."""
+    """Whether `device` multiplies bf16 matrices natively, so that autocast to it pays.
+
+    Of a CPU that asks for AVX512-BF16 or AMX; mkldnn's own answer counts its emulation on other CPUs, too.
+    """
     import torch
 
-    if device.startswith("cuda"):
+    kind = torch.device(device).type
+    if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # an older torch may lack them
+    return kind == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 @contextmanager
@@ -118,7 +123,11 @@ ResolvedPrecision = Literal["fp32", "bf16"]
 
 
 def resolve_precision(precision: Precision, device: str) -> ResolvedPrecision:
-    """What `precision` means on a device: `auto` is bf16 where the hardware multiplies it natively, else fp32."""
+    """What `precision` means on a device: `auto` is bf16 where the hardware multiplies it natively, else fp32.
+
+    Asked for students and for the training of both stages. A teacher at work has the precision of its weights
+    (`teacher_cache.teachers.load`), and networks of other projects are left in fp32 (`student.networks`).
+    """
     if precision == "auto":
         return "bf16" if fast_bf16(device) else "fp32"
     return precision

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from pipeline import config
 from pipeline.system import commands
+from pipeline.system.device import Precision
 from pipeline.system.files import expand_home
 from pipeline.system.results import Result
 
@@ -87,6 +88,7 @@ TeacherOption = Annotated[
 ]
 StepsOption = Annotated[int | None, option("Network evaluations an image.  [default: the teacher's]", min=1)]
 DeviceOption = Annotated[str, option("Torch device; auto takes a GPU where there is one.")]
+PrecisionOption = Annotated[Precision, option("auto takes bf16 where the device computes in it natively.")]
 ConfigFiles = Annotated[
     list[Path] | None, option("Settings as TOML; repeatable, the later ones win.", "--config", metavar="FILE")
 ]

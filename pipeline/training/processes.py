@@ -1,4 +1,4 @@
-"""Training on one process or several: the device, the precision, and what all processes must agree on.
+"""Training on one process or several: the device, and what all processes must agree on.
 
 `accelerate launch` or `torchrun` starts the processes; every function here is called on all of them.
 """
@@ -7,8 +7,7 @@ import atexit
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -18,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.system.device import Precision, fast_bf16, keep_freed_memory
+from pipeline.system.device import keep_freed_memory
 from pipeline.system.errors import DtkdError
 
 if TYPE_CHECKING:
@@ -42,8 +41,8 @@ class Seen(NamedTuple):
 def launch(device: DeviceChoice) -> Accelerator:
     """This process's share of the training.
 
-    The accelerator leaves precision to `autocast_where_it_pays`: it can have one precision for the life of a process
-    only, and a teacher and a student may be trained in one.
+    The accelerator leaves precision to the run's state: it can have one precision for the life of a process only, and a
+    teacher and a student may be trained in one.
 
     Raises:
         DtkdError: the CPU is asked for, and this process computes on another device already.
@@ -65,15 +64,6 @@ def _leave_group() -> None:
     """Take leave of the other processes: else gloo's threads may abort this one after its work is done."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def autocast_where_it_pays(
-    accelerator: Accelerator, precision: Precision, auto: Collection[str]
-) -> AbstractContextManager[torch.autocast | None]:
-    """Context in which a network computes in `precision`; `auto` names the device types where bf16 pays, if native."""
-    device = accelerator.device.type
-    use = precision == "bf16" or (precision == "auto" and device in auto and fast_bf16(device))
-    return torch.autocast(device, dtype=torch.bfloat16) if use else nullcontext()
 
 
 def agree(accelerator: Accelerator, values: Mapping[str, Tensor], stop: bool) -> Seen:

@@ -4,9 +4,13 @@ A step whose loss or gradient is NaN or infinite is left out and counted; `PATIE
 an error, and the last checkpoint stays as it is.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from pipeline.system.device import Precision, ResolvedPrecision, autocast, resolve_precision
 from pipeline.system.errors import DtkdError
 from pipeline.training.processes import Seen
 
@@ -21,6 +25,8 @@ class RunState:
     """The run's settings (`pipeline.config.to_dict`)."""
     data: str
     """Identity of the training data."""
+    precision: ResolvedPrecision | None = None
+    """What the networks compute in: settled before the first step, and kept wherever the run goes on."""
     step: int = 0
     """Finished steps."""
     seconds: float = 0.0
@@ -35,6 +41,15 @@ class RunState:
     """Of these, the latest ones without a good step in between."""
     psnr_y: float | None = None
     """Latest validation result, dB."""
+
+    def settle_precision(self, wanted: Precision, device: torch.device) -> None:
+        """Decide what the run computes in, unless an earlier process of it has."""
+        self.precision = self.precision or resolve_precision(wanted, device.type)
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Context in which forward passes have the run's precision, once that is settled."""
+        assert self.precision is not None
+        return autocast(self.precision, device.type)
 
     def count(self, seen: Seen, seconds: float) -> None:
         """Take in a step that has been done or left out.

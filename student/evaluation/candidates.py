@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline import images
+from pipeline.system.device import Precision, ResolvedPrecision
 from pipeline.system.errors import DtkdError
 from student.evaluation.examples import Example, ExampleSet, bicubic
 from student.evaluation.metrics import Image
@@ -34,6 +35,7 @@ class Candidate:
         path: of its weights, where it has any.
         parameters: how many weights it has.
         restore: gives its version of an example; None where it has none.
+        precision: what its network computes in; None without one.
     """
 
     name: str
@@ -41,9 +43,10 @@ class Candidate:
     path: str | None
     parameters: int | None
     restore: Callable[[Example], Restored | None]
+    precision: ResolvedPrecision | None = None
 
 
-def load_networks(checkpoints: Sequence[str | Path], device: str) -> list[Network]:
+def load_networks(checkpoints: Sequence[str | Path], device: str, precision: Precision = "auto") -> list[Network]:
     """Networks by what `student.networks.load_network` takes, each with a name of its own.
 
     Raises:
@@ -52,7 +55,7 @@ def load_networks(checkpoints: Sequence[str | Path], device: str) -> list[Networ
     networks: list[Network] = []
     taken = {"bicubic", "teacher", "gt"}
     for checkpoint in checkpoints:
-        network = load_network(str(checkpoint), device)
+        network = load_network(str(checkpoint), device, precision)
         stem = network.name
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 10_000))) if n not in taken)
         taken.add(name)
@@ -79,7 +82,8 @@ def candidates_for(examples: ExampleSet, networks: Sequence[Network]) -> list[Ca
     """Bicubic, the networks, and where the examples have them the teacher and the ground truth."""
     rows = [Candidate("bicubic", "baseline", None, None, _bicubic(examples.scale))]
     for network in networks:
-        rows.append(Candidate(network.name, "student", str(network.path), network.parameters, _network(network)))
+        path, restore = str(network.path), _network(network)
+        rows.append(Candidate(network.name, "student", path, network.parameters, restore, network.precision))
     if examples.manifest:
         rows.append(Candidate("teacher", "teacher", None, None, _teacher(examples.teacher_seconds_per_pixel)))
     if examples.kind != "LR":

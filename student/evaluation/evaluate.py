@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline import images
 from pipeline.corpus import Skipped
-from pipeline.system.device import choose, out_of_memory
+from pipeline.system.device import Precision, choose, out_of_memory
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
@@ -39,6 +39,7 @@ class EvaluationSettings:
         scale: None takes the checkpoints' own (or a cache's, or 4).
         limit: take the first `limit` images only.
         device: torch device, or `auto`: a GPU where there is one.
+        precision: of the students, see `student.networks.load_network`; metrics are fp32.
     """
 
     metrics: tuple[str, ...] = metrics.DEFAULT_METRICS
@@ -46,6 +47,7 @@ class EvaluationSettings:
     scale: int | None = None
     limit: int | None = None
     device: str = "auto"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -118,7 +120,7 @@ def evaluate(
 
 
 def _prepare(checkpoints: Sequence[str | Path], data: Path, settings: EvaluationSettings, out: Path | None) -> _Work:
-    networks = load_networks([c for c in checkpoints if str(c) != "bicubic"], settings.device)
+    networks = load_networks([c for c in checkpoints if str(c) != "bicubic"], settings.device, settings.precision)
     examples = open_examples(data, common_scale(networks, settings.scale), settings.limit)
     device = choose(settings.device)
     loaded = _usable(_drop_without_reference(metrics.load(settings.metrics, device), examples))
@@ -130,7 +132,7 @@ def _prepare(checkpoints: Sequence[str | Path], data: Path, settings: Evaluation
 def _result(work: _Work) -> Evaluation:
     exact = exact_images([score for scores in work.scores.values() for score in scores])
     rows = [
-        CandidateScores(c.name, c.role, c.path, c.parameters, tuple(work.scores[c.name]), exact)
+        CandidateScores(c.name, c.role, c.path, c.parameters, c.precision, tuple(work.scores[c.name]), exact)
         for c in work.candidates
     ]
     return Evaluation(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.corpus import Skipped
+from pipeline.system.device import ResolvedPrecision
 from pipeline.system.words import plural
 from student.evaluation.metrics import Loaded
 from student.evaluation.scores_text import score_lines
@@ -38,6 +39,8 @@ class CandidateScores:
     role: Role
     path: str | None
     parameters: int | None
+    precision: ResolvedPrecision | None
+    """What its network computes in; None without one."""
     images: tuple[Score, ...]
     exact: Exact
 
@@ -130,6 +133,7 @@ class Evaluation:
             "role": candidate.role,
             "path": candidate.path,
             "parameters": candidate.parameters,
+            "precision": candidate.precision,
             "seconds": candidate.seconds,
             "mean": {name: _finite(candidate.mean(name)) for name in self.metric_names},
             "images": [

@@ -18,12 +18,12 @@ def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
         labels: what to call a candidate, where that is not its own name.
     """
     metrics = [f"{m.name} {'v' if m.lower_is_better else '^'}" for m in found.metrics.metrics]
-    rows = [["", *metrics, "parameters", "s/image"]]
+    rows = [["", *metrics, "parameters", "precision", "s/image"]]
     for row in found.candidates:
         figures = [_mean(row, name) for name in found.metric_names]
         parameters = f"{row.parameters:,}" if row.parameters else "-"
         seconds = f"{row.seconds:.3f}" if row.seconds else "-"
-        rows.append([labels.get(row.name, row.name), *figures, parameters, seconds])
+        rows.append([labels.get(row.name, row.name), *figures, parameters, row.precision or "-", seconds])
     images = plural(len(found.candidates[0].images), "image")
     lines = [*_table(rows), f"{images}, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
     lines += found.remarks

@@ -280,6 +280,7 @@ def _provenance(report: Report, manifest: Manifest, runs: Sequence[ReportRun]) -
         "degradation": f"{manifest.degradation['kind']}, x{manifest.scale}",
         "teacher": manifest.teacher,
         "device": report.evaluation.device,
+        "precision of students": ", ".join(sorted({c.precision for c in report.evaluation.candidates if c.precision})),
         "versions": versions,
     }
     settings = [dict(_flatten(run.settings)) for run in runs]

@@ -147,8 +147,8 @@ def ablate(
             f"{out}: other processes are training {plural(len(busy), 'run')}: the same command goes on later"
         )
     students = [out / trial.name for trial in planned]
-    how, pictures = EvaluationSettings(tuple(metrics)), out / "evaluation"
-    measured = evaluate(students, data, how, out=pictures, overwrite=True, on_progress=on_progress)
+    how = EvaluationSettings(tuple(metrics), precision=planned[0].settings.train.precision)  # one for all
+    measured = evaluate(students, data, how, out=out / "evaluation", overwrite=True, on_progress=on_progress)
     found = _compare(grid, planned, measured, data)
     atomic_write_json(out / RESULT, {**found.to_json(), "finished": True})
     atomic_write_bytes(out / "ablation.md", found.markdown().encode())

@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.images import to_image, to_tensor
+from pipeline.system.device import ResolvedPrecision
 from pipeline.system.errors import INTERRUPTED
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from pipeline.system.results import plain
@@ -38,8 +39,6 @@ from student.training.state import Training, TrainState
 
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
 
-BF16_DEVICES = ("cuda",)  # where precision=auto means bf16; the CPU's own kernels compute in fp32
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -61,6 +60,8 @@ class TrainResult:
     """Steps left out because loss or gradient was not finite."""
     seconds: float
     """Wall-clock seconds of training, earlier processes of the same run included."""
+    precision: ResolvedPrecision | None
+    """What the network computed in; None where the run was finished before that was recorded."""
 
     @property
     def finished(self) -> bool:
@@ -78,6 +79,7 @@ class TrainResult:
             state = f"finished before, {plural(self.step, 'step')}; reused as it is (--fresh trains anew)"
         else:
             state = f"{self.step} of {plural(self.steps, 'step')} in {clock_text(self.seconds)} of training"
+            state += f" in {self.precision}"
         parts = [f"{self.run}: {state}"]
         parts += [f"psnr_y {decibels(self.psnr_y)} on held-out samples"] if self.psnr_y is not None else []
         parts += [f"{plural(self.skipped, 'step')} left out, not finite"] if self.skipped else []
@@ -122,6 +124,7 @@ def train(
         if not finished_before:
             if accelerator.is_main_process:
                 LAYOUT.save_config(run, settings)
+            state.settle_precision(settings.train.precision, accelerator.device)
             stream = _stream(dataset, settings, state.step, accelerator)
             _loop(run, settings, training, state, stream, held_out, accelerator, on_progress)
         return _result(run, state, settings.train.steps, reused=finished_before)
@@ -146,7 +149,7 @@ def _loop(
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
             set_learning_rate(optimizer, rate)
 
-            with processes.autocast_where_it_pays(accelerator, t.precision, BF16_DEVICES):
+            with state.autocast(accelerator.device):
                 sr = model(batch.lr)
             shift = grid_shift(state.step, t.seed, settings.loss)
             loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam, shift)
@@ -199,13 +202,14 @@ def _learning_rate(step: int, t: TrainSettings) -> float:
 def _validate(
     run: Path, ema: SwinIR, held_out: CacheDataset, state: TrainState, log: RunLog, accelerator: Accelerator
 ) -> None:
-    """Mean psnr_y of the averaged weights on the held-out samples; keeps the best ones."""
+    """Mean psnr_y of the averaged weights on the held-out samples, in the run's precision; keeps the best ones."""
     if not len(held_out):
         return
     total = torch.zeros(1, device=accelerator.device)
     for index in range(accelerator.process_index, len(held_out), accelerator.num_processes):
         lr, gt, _ = held_out.images(index)
-        sr = ema(to_tensor(lr)[None].to(accelerator.device))[0]
+        with state.autocast(accelerator.device):
+            sr = ema(to_tensor(lr)[None].to(accelerator.device))[0]
         total += finite_psnr_y(to_image(sr), gt, ema.scale)
     psnr = processes.reduce(accelerator, total, "sum").item() / len(held_out)
     state.psnr_y = psnr
@@ -232,5 +236,5 @@ def _note(seen: Seen, state: TrainState, lam: float) -> str:
 def _result(run: Path, state: TrainState, steps: int, reused: bool) -> TrainResult:
     return TrainResult(
         run, state.step, steps, run / STUDENT, reused, state.psnr_y, state.best_psnr_y, state.best_step,
-        state.skipped, state.seconds,
+        state.skipped, state.seconds, state.precision,
     )  # fmt: skip

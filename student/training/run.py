@@ -70,7 +70,8 @@ def save_run(run: Path, training: Training, state: TrainState, keep: int) -> Non
 
 def export(path: Path, ema: SwinIR, state: TrainState) -> None:
     """Write averaged weights with what made them."""
-    save(ema, path, {"step": state.step, "psnr_y": state.psnr_y, "settings": state.settings, "cache": state.data})
+    made = {"step": state.step, "psnr_y": state.psnr_y, "precision": state.precision}
+    save(ema, path, {**made, "settings": state.settings, "cache": state.data})
 
 
 def start_from(student: SwinIR, init: str) -> None:

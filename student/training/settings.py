@@ -46,7 +46,8 @@ class TrainSettings:
     init: str = ""
     """Weights to start from: a student's or official SwinIR file, or shipped; empty starts from random ones."""
     precision: Precision = "auto"
-    """auto is bf16 on GPUs that compute in it natively, else fp32. Weights and loss are fp32 always."""
+    """auto is bf16 where GPU or CPU (AVX512-BF16, AMX) compute in it natively, else fp32; decided when a run begins.
+    Weights and loss are fp32 always."""
     device: DeviceChoice = "auto"
     """auto takes an accelerator where there is one."""
     log_every: int = 50

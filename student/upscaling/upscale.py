@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import images
-from pipeline.system.device import out_of_memory
+from pipeline.system.device import ResolvedPrecision, out_of_memory
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.outputs import check_file
@@ -99,12 +99,14 @@ class UpscaleResult:
     existing: tuple[Refused, ...]
     """Of several pictures, those left alone because their result is there already."""
     failed: tuple[Refused, ...]
+    precision: ResolvedPrecision
+    """What the network computed in."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         written = [{**vars(w), "source": str(w.source), "target": str(w.target)} for w in self.written]
         reasons = {name: {str(r.source): r.reason for r in getattr(self, name)} for name in ("existing", "failed")}
-        return {"written": written, **reasons}
+        return {"written": written, **reasons, "precision": self.precision}
 
     @property
     def failure(self) -> str | None:
@@ -117,7 +119,7 @@ class UpscaleResult:
         lines += [f"left alone {item.source}: {item.reason}" for item in self.existing]
         lines += [f"failed {item.source}: {item.reason}" for item in self.failed]
         counts = (len(self.written), len(self.existing), len(self.failed))
-        return [*lines, "{} written, {} left alone, {} failed".format(*counts)]
+        return [*lines, "{} written, {} left alone, {} failed; {}".format(*counts, self.precision)]
 
 
 def upscale(
@@ -160,7 +162,7 @@ def upscale(
             seconds = round(time.monotonic() - began, 3)
             written.append(Written(picture.source, picture.target, picture.width, picture.height, seconds))
         progress.finish(picture)
-    return UpscaleResult(tuple(written), tuple(existing), tuple(failed))
+    return UpscaleResult(tuple(written), tuple(existing), tuple(failed), network.precision)
 
 
 def _plan(

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.corpus import Partition, Skipped, Source, scan, split_photos
+from pipeline.system.device import ResolvedPrecision
 from pipeline.system.errors import INTERRUPTED, DtkdError
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from pipeline.system.results import plain
@@ -35,8 +36,6 @@ from teacher_cache.training.settings import TeacherRunSettings, TeacherTrainSett
 from teacher_cache.training.state import NetworkName, TeacherState, TeacherTensors, pipeline_of
 
 __all__ = ["TeacherRunSettings", "TeacherTrainingResult", "train_teacher"]
-
-BF16_DEVICES = ("cuda", "cpu")  # where precision=auto means bf16, if native
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class TeacherTrainingResult:
     """Steps left out because loss or gradient was not finite."""
     seconds: float
     """Wall-clock seconds of training, earlier processes of the same run included."""
+    precision: ResolvedPrecision | None
+    """What the networks computed in; None where the run was finished before that was recorded."""
     skipped: tuple[Skipped, ...]
     """Files of the corpus that cannot be used, and why."""
 
@@ -73,7 +74,7 @@ class TeacherTrainingResult:
 
     def lines(self) -> list[str]:
         """For people: what could not be used, how far the run is, how good its teacher is."""
-        time_taken = f"{clock_text(self.seconds)} of training"
+        time_taken = f"{clock_text(self.seconds)} of training in {self.precision}"
         state = "finished before, reused as it is" if self.reused else time_taken
         lines = [f"skipped {item.id}: {item.reason}" for item in self.skipped]
         lines.append(f"{self.teacher.parent}: {self.step} of {plural(self.steps, 'step')}, {state}")
@@ -121,6 +122,7 @@ def train_teacher(
         if accelerator.is_main_process:
             LAYOUT.save_config(out, settings)
         if not finished_before:
+            state.settle_precision(t.precision, accelerator.device)
             patches = PatchDataset(split.train, settings.degradation, t.patch, t.seed)
             _loop(out, settings, tensors, state, patches, split.val, accelerator, on_progress)
         if accelerator.is_main_process and state.step >= t.steps and not is_exported(out, settings.sampling):
@@ -128,7 +130,7 @@ def train_teacher(
         accelerator.wait_for_everyone()
     return TeacherTrainingResult(
         out / TEACHER, state.step, t.steps, finished_before, state.psnr_y, state.psnr_y_bicubic, state.skipped,
-        state.seconds, photos.skipped,
+        state.seconds, state.precision, photos.skipped,
     )  # fmt: skip
 
 
@@ -153,7 +155,7 @@ def _loop(
                 pipe = _start_refining(settings, tensors, state, patches, accelerator)
             set_learning_rate(optimizer, rate := _learning_rate(phase, t))
 
-            with processes.autocast_where_it_pays(accelerator, t.precision, BF16_DEVICES):
+            with state.autocast(accelerator.device):
                 loss = _loss(pipe, lr, hr, phase, models, state.step, t.seed, accelerator)
             accelerator.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(networks[phase.network].parameters(), t.clip or math.inf)
@@ -246,8 +248,7 @@ def _start_refining(
     predictor.load_state_dict(tensors.ema["predictor"].state_dict())
     predictor.requires_grad_(False).eval()
     pipe = pipeline_of(tensors.networks, settings, state.band_scale)
-    autocast = partial(processes.autocast_where_it_pays, accelerator, settings.train.precision, BF16_DEVICES)
-    state.band_scale = band_scale(pipe, patches, settings.model.whitening, autocast)
+    state.band_scale = band_scale(pipe, patches, settings.model.whitening, partial(state.autocast, accelerator.device))
     return pipeline_of(tensors.networks, settings, state.band_scale)
 
 

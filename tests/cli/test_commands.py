@@ -3,8 +3,11 @@
 import json
 import shutil
 
+import numpy as np
+import pytest
 from cache_support import NoisyBicubic, settings
 from cli_support import SET, dtkd
+from PIL import Image
 
 from pipeline.shards import load_manifest
 from teacher_cache.building.build import build_cache, prepare
@@ -58,6 +61,21 @@ def test_json_is_one_object_and_nothing_else(cache, tmp_path):
     assert json.loads(out)["candidates"][0]["name"] == "bicubic"
     out, _ = dtkd("verify", cache, "--json")
     assert json.loads(out)["ok"] is True
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_can_be_chosen_and_is_told(cache, tmp_path, precision):
+    out, _ = dtkd("train-student", cache, tmp_path / "run", *SET, "--set", f"train.precision={precision}", "--json")
+    assert json.loads(out)["precision"] == precision
+    choice = ("--precision", precision)
+    out, _ = dtkd("evaluate", "tiny-x4", "--data", cache, "--json", "--metrics", "psnr_y", *choice)
+    found = {row["role"]: row["precision"] for row in json.loads(out)["candidates"]}
+    assert found == {"baseline": None, "student": precision, "teacher": None, "gt": None}
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    out, _ = dtkd("upscale", tmp_path / "a.png", tmp_path / "b.png", "--json", *choice)
+    assert json.loads(out)["precision"] == precision
+    out, _ = dtkd("upscale", tmp_path / "a.png", tmp_path / "c.png", *choice)
+    assert out.splitlines()[-1] == f"1 written, 0 left alone, 0 failed; {precision}"
 
 
 def test_unfinished_without_waiting_ends_with_1(photos, outputs, tmp_path):

@@ -1,4 +1,4 @@
-"""What processes must agree on, with two real ones; precision and device within one."""
+"""What processes must agree on, with two real ones; the device within one."""
 
 import os
 import subprocess
@@ -10,6 +10,7 @@ import torch
 
 from pipeline.system.errors import DtkdError
 from pipeline.training import processes
+from pipeline.training.state import RunState
 
 ROOT = Path(__file__).parents[3]
 APART = """
@@ -70,18 +71,18 @@ def test_two_precisions_in_one_process():
     """accelerate itself refuses a second one for the life of the process."""
     network, x = torch.nn.Linear(2, 2), torch.rand(1, 2)
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        accelerator = processes.launch("cpu")
-        with processes.autocast_where_it_pays(accelerator, precision, auto=()):
+        accelerator, state = processes.launch("cpu"), RunState(settings={}, data="")
+        state.settle_precision(precision, accelerator.device)
+        with state.autocast(accelerator.device):
             assert accelerator.prepare_model(network)(x).dtype == dtype
 
 
-@pytest.mark.parametrize(("auto", "native", "dtype"), [
-    (("cpu",), True, torch.bfloat16), (("cpu",), False, torch.float32), (("cuda",), True, torch.float32),
-])  # fmt: skip
-def test_auto_is_bf16_where_it_pays(monkeypatch, auto, native, dtype):
-    monkeypatch.setattr(processes, "fast_bf16", lambda device: native)
-    with processes.autocast_where_it_pays(processes.launch("cpu"), "auto", auto):
-        assert torch.nn.Linear(2, 2)(torch.rand(1, 2)).dtype == dtype
+def test_a_run_keeps_its_precision_where_auto_means_another(monkeypatch):
+    device, state = torch.device("cpu"), RunState(settings={}, data="")
+    for native in (True, False):
+        monkeypatch.setattr("pipeline.system.device.fast_bf16", lambda device, native=native: native)
+        state.settle_precision("auto", device)
+        assert state.precision == "bf16"
 
 
 def test_another_device_in_one_process_is_told(monkeypatch):

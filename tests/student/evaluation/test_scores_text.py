@@ -12,14 +12,14 @@ def evaluation(**figures):
     metric = Metric("psnr_y", "gt", False, {}, lambda sr, reference, border: 0.0)
     rows = {name: tuple(Score(str(i), {"psnr_y": v}, 0.5) for i, v in enumerate(row)) for name, row in figures.items()}
     exact = exact_images([score for row in rows.values() for score in row])
-    candidates = tuple(CandidateScores(name, "student", None, 1000, row, exact) for name, row in rows.items())
+    candidates = tuple(CandidateScores(name, "student", None, 1000, "bf16", row, exact) for name, row in rows.items())
     return Evaluation("data", "HR", 4, 4, "cpu", Loaded((metric,), ()), candidates, ())
 
 
 def test_a_table_of_means():
     head, row, last = score_lines(evaluation(run=[20.0, 30.5]), {"run": "DTKD student"})
-    assert head.split() == ["psnr_y", "^", "parameters", "s/image"]
-    assert row == "DTKD student   25.2500       1,000    0.500"
+    assert head.split() == ["psnr_y", "^", "parameters", "precision", "s/image"]
+    assert row == "DTKD student   25.2500       1,000       bf16    0.500"
     assert last == "2 images, x4, border 4; ^ higher is better, v lower"
     assert score_lines(evaluation(run=[20.0]), {})[-1].startswith("1 image, ")
 

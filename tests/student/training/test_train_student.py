@@ -13,13 +13,16 @@ from safetensors.torch import load_file
 from tiny_cache import write_cache
 
 from pipeline import config
-from pipeline.images import to_tensor
+from pipeline.fidelity import psnr_y
+from pipeline.images import to_image, to_tensor
 from pipeline.system.errors import DtkdError
 from pipeline.training import state as training_state
 from pipeline.training import validation
 from pipeline.training.checkpoint import newest
 from pipeline.training.log import read_log
 from student import checkpoint
+from student.model.weight_files import read_metadata
+from student.networks import load_network
 from student.stream import open_cache
 from student.training import loop
 from student.training.loop import train
@@ -31,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 BASE = (
     "model.preset=tiny", "model.drop_path=.2", "train.steps=10", "train.batch_size=2", "train.patch=8", "train.lr=2e-3",
     "train.lr_warmup=2", "train.save_every=3", "train.val_every=5", "train.log_every=2", "train.device=cpu",
-    "data.workers=1", "loss.energy=1", "loss.cycle_spinning=true",
+    "data.workers=1", "loss.energy=1", "loss.cycle_spinning=true", "train.precision=fp32",
 )  # fmt: skip
 
 CHILD = """
@@ -116,18 +119,47 @@ def test_what_a_run_leaves_can_be_used(reference):
     assert list((reference.run / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("moment", ["between steps", "while saving"])
-def test_a_killed_run_ends_with_the_same_bits(cache, reference, tmp_path, moment):
-    path = tmp_path / "run"
-    arguments = [sys.executable, "-c", CHILD, cache, path, moment, str(torch.get_num_threads()), *BASE]
+@pytest.fixture(scope="module")
+def bf16_reference(cache, tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "bf16"
+    return train(cache, path, settings("train.precision=bf16"))
+
+
+@pytest.mark.parametrize(
+    ("moment", "which"),
+    [("between steps", "reference"), ("while saving", "reference"), ("between steps", "bf16_reference")],
+)
+def test_a_killed_run_ends_with_the_same_bits(cache, tmp_path, moment, which, request):
+    reference, path = request.getfixturevalue(which), tmp_path / "run"
+    precision = f"train.precision={reference.precision}"
+    arguments = [sys.executable, "-c", CHILD, cache, path, moment, str(torch.get_num_threads()), *BASE, precision]
     child = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr
     assert read_state(newest(path)).step == 3
     assert rows(path)[-1]["step"] > 3  # the log had gone on past the checkpoint
     steps = []
-    train(cache, path, settings("data.workers=0"), on_progress=lambda event: steps.append(event.done))
+    train(cache, path, settings("data.workers=0", precision), on_progress=lambda event: steps.append(event.done))
     assert steps == [4, 5, 6, 7, 8, 9, 10]
     assert_same_run(path, reference.run)
+
+
+def test_a_run_computes_and_validates_in_its_precision_and_records_it(cache, reference, bf16_reference):
+    assert [row["total"] for row in rows(bf16_reference.run) if "total" in row] == pytest.approx(
+        [row["total"] for row in rows(reference.run) if "total" in row], rel=0.02
+    )
+    held_out = open_cache(cache, "val")
+
+    def validated(run, precision):
+        network = load_network(str(run.student), "cpu", precision)
+        pictures = [held_out.images(index) for index in range(len(held_out))]
+        found = [psnr_y(to_image(network.restore(to_tensor(lr)[None])[0]), gt, 4) for lr, gt, _ in pictures]
+        return sum(found) / len(found)
+
+    for run, precision, other in ((reference, "fp32", "bf16"), (bf16_reference, "bf16", "fp32")):
+        assert validated(run, precision) == pytest.approx(run.psnr_y, abs=1e-5) != validated(run, other)
+        assert run.precision == run.to_json()["precision"] == read_state(newest(run.run)).precision == precision
+        assert read_metadata(run.student)["precision"] == precision
+        assert f"of training in {precision}, " in run.lines()[0]
 
 
 def test_a_signal_saves_and_ends_and_the_run_goes_on(cache, reference, tmp_path):

@@ -102,7 +102,7 @@ def test_alpha_goes_through_the_network_by_itself(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "in.png")
     student = randomised(SwinIR(SMALL["light"])).eval()
     save_student(student, tmp_path / "s.safetensors", {})
-    network = load_network(str(tmp_path / "s.safetensors"), "cpu")
+    network = load_network(str(tmp_path / "s.safetensors"), "cpu", "fp32")
     assert not upscale([str(tmp_path / "in.png")], tmp_path / "out.png", network).failed
     result = read_picture(tmp_path / "out.png").pixels
 

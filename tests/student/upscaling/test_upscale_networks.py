@@ -98,7 +98,7 @@ def test_official_and_spandrel_files_load(tmp_path):
     torch.save({"params": student.state_dict()}, tmp_path / "official.pth")
     x = np.random.default_rng(0).random((1, 3, 16, 24), dtype=np.float32)
     expected = oracle(student)(torch.from_numpy(x)).detach().numpy()
-    np.testing.assert_allclose(load_network(str(tmp_path / "official.pth"), "cpu")(x), expected, atol=1e-4)
+    np.testing.assert_allclose(load_network(str(tmp_path / "official.pth"), "cpu", "fp32")(x), expected, atol=1e-4)
 
     torch.manual_seed(0)
     compact = Compact(num_feat=8, num_conv=2, upscale=2).eval()

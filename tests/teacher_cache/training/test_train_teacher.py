@@ -22,6 +22,7 @@ from teacher_cache.building.build import BuildSettings, build_cache
 from teacher_cache.training import loop
 from teacher_cache.training.loop import TeacherRunSettings, train_teacher
 from teacher_cache.training.patches import PatchDataset
+from teacher_cache.training.state import read_state
 
 BASE = (
     "train.steps=6", "train.batch_size=2", "train.patch=8", "train.log_every=2", "train.val_every=2",
@@ -68,6 +69,8 @@ def test_a_teacher_knows_its_training_photos_and_is_not_judged_by_them(trained, 
 def test_training_ends_with_a_teacher_that_restores(trained):
     result, out = trained
     assert result.finished
+    assert result.to_json()["precision"] == read_state(out / "checkpoints" / "step-00000006").precision == "fp32"
+    assert " of training in fp32" in result.lines()[0]
     assert not result.reused
     teacher = teachers.load(str(out))
     lr = torch.rand(1, 3, 16, 20)
