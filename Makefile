@@ -18,9 +18,9 @@ DATA       ?= $(CACHE)
 ARGS       ?=
 
 DEMO        := demo
-DEMO_STEPS  ?= 200
+DEMO_STEPS  ?= 100
 DEMO_TRAIN  := --set model.preset=tiny --set train.init=tiny-x4-gt --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
-    --set train.patch=32 --set train.lr=1e-4 --set train.val_every=50 --set train.save_every=100 --set train.log_every=10
+    --set train.patch=32 --set train.lr=5e-5 --set train.lr_warmup=20 --set train.val_every=25 --set train.save_every=50 --set train.log_every=10
 
 ABLATION := runs/ablation
 SEEDS    ?= 3
