@@ -23,6 +23,7 @@ _Kind = Literal["bicubic", "real", "paired"]
 _Made = Literal["bicubic", "real"]
 _Picture = Literal["png", "webp", "jpg", "tif"]
 _Form = Literal["safetensors", "onnx", "huggingface"]
+_GRIDS = "levels, weights, calibrated:TOML, schedule, energy, gt, samples, teacher_steps:CACHE, by commas, or FILE.toml"
 
 
 @app.callback()
@@ -219,7 +220,7 @@ def ablate(
     cache: options.CacheOption,
     out: Annotated[Path, argument("OUT", "Folder of the ablation; the same command goes on.")],
     data: Annotated[Path, option("Evaluation set, as for evaluate.")],
-    grid: Annotated[str, option("levels, weights, schedule, energy, gt, samples, by commas, or FILE.toml")] = "energy",
+    grid: Annotated[str, option(_GRIDS)] = "energy",
     seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
     metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     config_files: options.ConfigFiles = None,

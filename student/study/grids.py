@@ -11,13 +11,15 @@ cache = "runs/cache-one-step"     # optional; the command's cache otherwise
 """
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import config
 from pipeline.system.errors import DtkdError
 from student.loss import MODES
+from student.training.settings import RunSettings
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,21 @@ GRIDS: Mapping[str, Grid] = {
         Grid("samples", _each("samples", "data.samples", (1, 4))),
     )
 }
-"""Grids by name. Weights that `dtkd audit` calibrated and caches of other teachers come with a file, see the module."""
+"""Grids by name."""
+
+
+def _calibrated(path: Path) -> Grid:
+    weights = config.load(RunSettings, [path]).loss.weights
+    return Grid("calibrated", (GT_ONLY, DEFAULT, Arm("weights-calibrated", (f"loss.weights={_text(weights)}",))))
+
+
+def _teacher_steps(path: Path) -> Grid:
+    return Grid("teacher_steps", (GT_ONLY, DEFAULT, Arm("other-steps", cache=path)))
+
+
+GRIDS_OF: Mapping[str, Callable[[Path], Grid]] = {"calibrated": _calibrated, "teacher_steps": _teacher_steps}
+"""Grids that need a file: `calibrated:AUDIT/weights.toml` from `dtkd audit`, and `teacher_steps:CACHE`, a cache of the
+same pairs whose teacher took another number of steps."""
 
 
 def find_grid(name: str) -> Grid:
@@ -88,14 +104,21 @@ def find_grid(name: str) -> Grid:
     Raises:
         DtkdError: no such grid, or a file that is none.
     """
-    if name.endswith(".toml"):
+    if name.endswith(".toml") and ":" not in name:
         return read_grid(Path(name))
-    parts = [part.strip() for part in name.split(",")]
-    for part in parts:
-        if part not in GRIDS:
-            raise DtkdError(f"no grid {part!r}: expected {', '.join(GRIDS)}, several with commas, or a FILE.toml")
-    arms = {arm.name: arm for part in parts for arm in GRIDS[part].arms}
-    return Grid(",".join(parts), tuple(arms.values()))
+    grids = [_part(part.strip()) for part in name.split(",")]
+    arms = {arm.name: arm for grid in grids for arm in grid.arms}
+    return Grid(",".join(grid.name for grid in grids), tuple(arms.values()))
+
+
+def _part(part: str) -> Grid:
+    name, colon, file = part.partition(":")
+    if name in GRIDS and not colon:
+        return GRIDS[name]
+    if name in GRIDS_OF and file:
+        return GRIDS_OF[name](Path(file).expanduser())
+    known = ", ".join([*GRIDS, "calibrated:WEIGHTS.toml", "teacher_steps:CACHE"])
+    raise DtkdError(f"no grid {part!r}: expected {known}, several with commas, or a FILE.toml")
 
 
 def read_grid(path: Path) -> Grid:
@@ -128,4 +151,4 @@ def _arm(name: str, table: Mapping[str, Any]) -> Arm:
 
 
 def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

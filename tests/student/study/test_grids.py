@@ -32,6 +32,19 @@ def test_joined_grids_share_their_arms_once():
         find_grid("levels,bands")
 
 
+def test_grids_that_need_a_file(tmp_path):
+    weights = tmp_path / "weights.toml"
+    weights.write_text("[loss]\nweights = [0.06, 1.42, 1.52]\n")
+    grid = find_grid(f"weights, calibrated:{weights}, teacher_steps:runs/one-step")
+    arms = {arm.name: arm for arm in grid.arms}
+    assert config.load(RunSettings, None, list(arms["weights-calibrated"].changes)).loss.weights == (0.06, 1.42, 1.52)
+    assert [arm.name for arm in grid.arms if arm.cache] == ["other-steps"]
+    assert str(arms["other-steps"].cache) == "runs/one-step" and grid.name == "weights,calibrated,teacher_steps"
+    for wrong in ("calibrated", "teacher_steps:", "levels:3"):
+        with pytest.raises(DtkdError, match=f"no grid '{wrong}': expected levels, .*teacher_steps:CACHE"):
+            find_grid(wrong)
+
+
 def test_a_grid_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(
@@ -45,6 +58,14 @@ def test_a_grid_of_ones_own(tmp_path):
     ]  # fmt: skip
     assert str(grid.arms[1].cache) == "runs/one-step"
     assert config.load(RunSettings, None, list(grid.arms[0].changes)).loss.weights == (1, 2, 3)
+
+
+def test_the_screening_tries_the_published_arms_first():
+    arms = find_grid(str(RECIPES / "screening.toml")).arms
+    for arm in arms:
+        config.load(RunSettings, RECIPES / "ablation-training.toml", list(arm.changes))
+    published = {arm.changes for arm in find_grid(str(RECIPES / "ablation.toml")).arms}
+    assert published <= {arm.changes for arm in arms[:7]}
 
 
 def test_the_published_ablation_has_the_shipped_recipe_as_an_arm():
