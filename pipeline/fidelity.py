@@ -9,19 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from pipeline.images import Rgb
 from pipeline.system.errors import DtkdError
-
-Image = NDArray[np.uint8]
 
 SSIM_RADIUS, SSIM_SIGMA = 5, 1.5  # an 11x11 window
 
 
-def luma(image: Image) -> NDArray[np.float64]:
+def luma(image: Rgb) -> NDArray[np.float64]:
     """BT.601 studio-range luma of an 8-bit RGB image: (H, W, 3) -> (H, W), 16 to 235, not rounded."""
     return image.astype(np.float64) @ np.array([65.481, 128.553, 24.966]) / 255 + 16
 
 
-def psnr_y(sr: Image, gt: Image, crop_border: int) -> float:
+def psnr_y(sr: Rgb, gt: Rgb, crop_border: int) -> float:
     """Peak signal-to-noise ratio on luma in dB, higher is better; infinite for equal images.
 
     Args:
@@ -37,7 +36,7 @@ def psnr_y(sr: Image, gt: Image, crop_border: int) -> float:
     return float(10 * np.log10(255**2 / error)) if error else math.inf
 
 
-def ssim_y(sr: Image, gt: Image, crop_border: int) -> float:
+def ssim_y(sr: Rgb, gt: Rgb, crop_border: int) -> float:
     """Structural similarity on luma, higher is better (Wang et al. 2004: 11x11 Gaussian window, sigma 1.5, valid part).
 
     Args:
@@ -63,7 +62,7 @@ def ssim_y(sr: Image, gt: Image, crop_border: int) -> float:
     return float(np.mean(luminance * structure))
 
 
-def _luma_pair(sr: Image, gt: Image, crop_border: int, at_least: int) -> tuple[NDArray, NDArray]:
+def _luma_pair(sr: Rgb, gt: Rgb, crop_border: int, at_least: int) -> tuple[NDArray, NDArray]:
     if sr.shape != gt.shape:
         raise DtkdError(f"an image must have its reference's size, got {_size(sr)} against {_size(gt)}")
     height, width = sr.shape[0] - 2 * crop_border, sr.shape[1] - 2 * crop_border
@@ -76,5 +75,5 @@ def _luma_pair(sr: Image, gt: Image, crop_border: int, at_least: int) -> tuple[N
     return luma(sr)[inside], luma(gt)[inside]
 
 
-def _size(image: Image) -> str:
+def _size(image: Rgb) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"

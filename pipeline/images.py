@@ -25,6 +25,8 @@ from pipeline.system.files import atomic_write_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
+Rgb = NDArray[np.uint8]
+"""A picture, (H, W, 3)."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 """File names that count as images, in lower case."""
 MAX_PIXELS = 2**28
@@ -106,7 +108,7 @@ def probe(path: str | Path) -> Size:
         return Size(height, width) if turn_of(image) in _SIDEWAYS else Size(width, height)
 
 
-def load_rgb(path: str | Path) -> NDArray[np.uint8]:
+def load_rgb(path: str | Path) -> Rgb:
     """Decode an image to uint8 RGB (H, W, 3), the right way up; transparent parts lie over white.
 
     Raises:
@@ -118,7 +120,7 @@ def load_rgb(path: str | Path) -> NDArray[np.uint8]:
         return _to_rgb(image if turn is None else image.transpose(turn), path)
 
 
-def save(path: str | Path, image: NDArray[np.uint8]) -> None:
+def save(path: str | Path, image: Rgb) -> None:
     """Write an image (H, W, 3) as PNG, lossless WebP or JPEG (quality 95, 4:4:4) by the suffix; whole or not at all.
 
     Raises:
@@ -140,7 +142,7 @@ def save(path: str | Path, image: NDArray[np.uint8]) -> None:
         raise DtkdError(f"cannot write {path} ({error.strerror}): choose another folder") from error
 
 
-def encode_webp(image: NDArray[np.uint8]) -> bytes:
+def encode_webp(image: Rgb) -> bytes:
     """Encode an image (H, W, 3) as lossless WebP, with the fastest settings, denser than PNG all the same.
 
     Raises:
@@ -151,7 +153,7 @@ def encode_webp(image: NDArray[np.uint8]) -> bytes:
     return _encode(image, "WEBP", lossless=True, quality=0, method=0, exact=True)
 
 
-def decode_webp(data: bytes) -> NDArray[np.uint8]:
+def decode_webp(data: bytes) -> Rgb:
     """Decode WebP bytes to uint8 RGB (H, W, 3).
 
     Raises:
@@ -161,7 +163,7 @@ def decode_webp(data: bytes) -> NDArray[np.uint8]:
         return np.array(image.convert("RGB"))
 
 
-def to_tensor(image: NDArray[np.uint8]) -> "Tensor":
+def to_tensor(image: Rgb) -> "Tensor":
     """Image (H, W, 3) to a float32 tensor (3, H, W) in [0, 1]."""
     import torch
 
@@ -169,7 +171,7 @@ def to_tensor(image: NDArray[np.uint8]) -> "Tensor":
     return torch.from_numpy(planes).div_(255)
 
 
-def to_image(tensor: "Tensor") -> NDArray[np.uint8]:
+def to_image(tensor: "Tensor") -> Rgb:
     """Tensor (3, H, W), any float type and device, to an image (H, W, 3): clamped to [0, 1] and rounded."""
     levels = tensor.detach().float().clamp(0, 1).mul(255).round().byte()
     return np.ascontiguousarray(levels.permute(1, 2, 0).cpu().numpy())
@@ -221,7 +223,7 @@ def turn_of(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, path: str | Path) -> Rgb:
     if image.mode in _SIXTEEN_BIT or (image.mode == "I" and image.format == "PNG"):  # Pillow 11 opens some PNG as I
         grey = ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
@@ -233,7 +235,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _encode(image: NDArray[np.uint8], kind: str, **options: int) -> bytes:
+def _encode(image: Rgb, kind: str, **options: int) -> bytes:
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3, f"{image.dtype} {image.shape}"
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(file, kind, **options)

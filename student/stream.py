@@ -23,14 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from pipeline.images import decode_webp
+from pipeline.images import Rgb, decode_webp
 from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
 from pipeline.system.errors import DtkdError
 from pipeline.system.words import plural
 from pipeline.training.readers import read_ahead
 
-Image = NDArray[np.uint8]
 OPEN_TARS = 32  # file descriptors that a process keeps open
 
 
@@ -60,9 +59,9 @@ class Item(NamedTuple):
     """One sample of a cache, whole."""
 
     key: str
-    lr: Image  # (h, w, 3)
-    gt: Image  # (H, W, 3)
-    teacher: Image  # (H, W, 3)
+    lr: Rgb  # (h, w, 3)
+    gt: Rgb  # (H, W, 3)
+    teacher: Rgb  # (H, W, 3)
     meta: dict[str, Any]  # the sample's JSON member: source, x, y, width, height, ...
 
 
@@ -173,7 +172,7 @@ class CacheDataset(Dataset[Item]):
         """Key of a sample."""
         return self._keys[index].decode()
 
-    def images(self, index: int, output: int = 0) -> tuple[Image, Image, Image]:
+    def images(self, index: int, output: int = 0) -> tuple[Rgb, Rgb, Rgb]:
         """LR, GT and teacher image of a sample, of the teacher's the given `output`; raises as `dataset[i]` does."""
         lr, gt, teacher = (decode_webp(self._read(index, name)) for name in ("lr", "gt", TEACHERS[output]))
         expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
@@ -183,7 +182,7 @@ class CacheDataset(Dataset[Item]):
             )
         return lr, gt, teacher
 
-    def seen_by_teacher(self, index: int) -> Image:
+    def seen_by_teacher(self, index: int) -> Rgb:
         """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
         if not self._around[index, 1]:
             return decode_webp(self._read(index, "lr"))
@@ -268,7 +267,7 @@ def epoch_order(shard_of: NDArray[np.int32], window: int, seed: int, epoch: int)
     return np.concatenate([rng.permutation(np.concatenate([members[s] for s in group])) for group in groups])
 
 
-def crop_and_flip(images: tuple[Image, Image, Image], patch: int, scale: int, rng: np.random.Generator) -> list[Image]:
+def crop_and_flip(images: tuple[Rgb, Rgb, Rgb], patch: int, scale: int, rng: np.random.Generator) -> list[Rgb]:
     """Cut the same random patch (`patch` LR pixels) out of LR, GT and teacher, in one of the 8 orientations."""
     height, width = images[0].shape[:2]
     top, left = int(rng.integers(height - patch + 1)), int(rng.integers(width - patch + 1))
@@ -317,7 +316,7 @@ class _Patches:
         )
         return lr, gt, teacher, [self._dataset.key(draw.sample) for draw in draws]
 
-    def _triple(self, draw: Draw) -> list[Image]:
+    def _triple(self, draw: Draw) -> list[Rgb]:
         images = self._dataset.images(draw.sample, draw.epoch % self._outputs)
         rng = np.random.default_rng([self._seed, draw.epoch, draw.position, 1])
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)

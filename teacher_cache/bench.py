@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.images import Rgb
 from pipeline.schema import SampleError
 from pipeline.system.device import cpu_threads
 from pipeline.system.errors import DtkdError
@@ -17,7 +18,7 @@ from pipeline.teacher import Teacher
 from teacher_cache.building.build import prepare
 from teacher_cache.building.crops import TileImages
 from teacher_cache.building.plan import PlannedSample
-from teacher_cache.building.samples import Image, Request, SampleMaker, restore
+from teacher_cache.building.samples import Request, SampleMaker, restore
 from teacher_cache.building.settings import BuildSettings
 
 
@@ -127,7 +128,7 @@ def _turn(
         if isinstance(images, TileImages)
     ]
 
-    def teach(count: int) -> list[Image | SampleError]:
+    def teach(count: int) -> list[Rgb | SampleError]:
         teacher.steps = count
         restored = restore(teacher, requests, len(requests), maker.context)
         if failed := next((item for item in restored if isinstance(item, SampleError)), None):

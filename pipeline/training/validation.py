@@ -1,6 +1,7 @@
 """psnr_y of held-out pictures while a run goes on."""
 
-from pipeline.fidelity import Image, psnr_y
+from pipeline.fidelity import psnr_y
+from pipeline.images import Rgb
 
 HIGHEST_PSNR = 100.0
 """What a picture that equals its reference counts in a mean, dB, where its own psnr_y is infinite.
@@ -10,6 +11,6 @@ purpose. Leaving it out instead would make the mean jump between validations, an
 """
 
 
-def finite_psnr_y(sr: Image, gt: Image, crop_border: int) -> float:
+def finite_psnr_y(sr: Rgb, gt: Rgb, crop_border: int) -> float:
     """`pipeline.fidelity.psnr_y`, at most `HIGHEST_PSNR`: a flat picture must not decide a mean."""
     return min(psnr_y(sr, gt, crop_border), HIGHEST_PSNR)

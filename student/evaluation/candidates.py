@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from pipeline import images
+from pipeline.images import Rgb
 from pipeline.system.device import Precision, ResolvedPrecision
 from pipeline.system.errors import DtkdError
 from student.evaluation.examples import Example, ExampleSet, bicubic
-from student.evaluation.metrics import Image
 from student.evaluation.scores import Role
 from student.networks import Network, load_network
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 class Restored:
     """An image and the seconds that it took; None where that was not measured."""
 
-    image: Image
+    image: Rgb
     seconds: float | None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline import images
 from pipeline.corpus import Skipped
+from pipeline.images import Rgb
 from pipeline.system.device import Precision, choose, out_of_memory
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
@@ -20,13 +21,13 @@ from pipeline.system.progress import OnProgress, ProgressEvent
 from student.evaluation import metrics
 from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_networks
 from student.evaluation.examples import Example, ExampleSet, open_examples
-from student.evaluation.metrics import Image, Loaded, Unavailable
+from student.evaluation.metrics import Loaded, Unavailable
 from student.evaluation.scores import CandidateScores, Evaluation, Score, exact_images
 from student.networks import BrokenNetworkError
 
 __all__ = ["Evaluation", "EvaluationSettings", "evaluate"]
 
-OnImage = Callable[[str, str, Image], None]  # candidate's name, image's id, the restored image
+OnImage = Callable[[str, str, Rgb], None]  # candidate's name, image's id, the restored image
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _drop_without_reference(loaded: Loaded, examples: ExampleSet) -> Loaded:
     return replace(loaded, metrics=usable, unavailable=loaded.unavailable + gone)
 
 
-def _score(work: _Work, example: Example) -> list[tuple[str, Score, Image]]:
+def _score(work: _Work, example: Example) -> list[tuple[str, Score, Rgb]]:
     """Every candidate's name, figures and restored image of one example."""
     rows = []
     for candidate in work.candidates:
@@ -227,7 +228,7 @@ def _score(work: _Work, example: Example) -> list[tuple[str, Score, Image]]:
     return rows
 
 
-def _measure(work: _Work, candidate: Candidate, image: Image, example: Example) -> dict[str, float]:
+def _measure(work: _Work, candidate: Candidate, image: Rgb, example: Example) -> dict[str, float]:
     values, references = {}, {"gt": example.gt, "teacher": example.teacher, None: None}
     for metric in work.metrics.metrics:
         if metric.name in work.failures or metric.reference == candidate.role:  # nothing is compared with itself
@@ -249,7 +250,7 @@ def _drop_failed(loaded: Loaded, failures: dict[str, str]) -> Loaded:
 
 
 def _png_writer(out: Path) -> OnImage:
-    def write(candidate: str, image_id: str, image: Image) -> None:
+    def write(candidate: str, image_id: str, image: Rgb) -> None:
         if candidate != "gt":
             path = out / candidate / f"{image_id}.png"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,9 @@ from pipeline.corpus import Skipped, Source
 from pipeline.degradation import Degradation
 from pipeline.degrade import degrade
 from pipeline.filters import resize_bicubic
+from pipeline.images import Rgb
 from pipeline.schema import Manifest
 from pipeline.system.errors import DtkdError
-from student.evaluation.metrics import Image
 
 Kind = Literal["HR and LR", "HR", "LR", "cache"]
 
@@ -29,9 +29,9 @@ class Example:
     """One image to restore: `lr` (h, w, 3), `gt` and `teacher` (s h, s w, 3) or None; all uint8."""
 
     id: str
-    lr: Image
-    gt: Image | None
-    teacher: Image | None = None
+    lr: Rgb
+    gt: Rgb | None
+    teacher: Rgb | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def open_examples(data: Path, scale: int | None = None, limit: int | None = None
     return ExampleSet(kind, scale, ids[:limit], found.skipped, None, None, lambda i: reader(ids[i], sources[i], scale))
 
 
-def bicubic(lr: Image, scale: int) -> Image:
+def bicubic(lr: Rgb, scale: int) -> Rgb:
     """The baseline: MATLAB-compatible bicubic upscaling, (h, w, 3) -> (s h, s w, 3), rounded to 8 bits."""
     up = resize_bicubic(lr.astype(np.float64), lr.shape[0] * scale, lr.shape[1] * scale)
     return np.clip(np.rint(up), 0, 255).astype(np.uint8)

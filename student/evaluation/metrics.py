@@ -15,18 +15,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
+from pipeline.images import Rgb
 from pipeline.system import torchvision_guard
 from pipeline.system.errors import UsageError
 from pipeline.system.words import nearest
 from student.evaluation import offline
 
-Image = NDArray[np.uint8]
 Setting = str | int | float | bool
 Reference = Literal["gt", "teacher"]
 
@@ -65,7 +63,7 @@ class Metric:
     reference: Reference | None
     lower_is_better: bool
     settings: dict[str, Setting]
-    measure: Callable[[Image, Image | None, int], float]
+    measure: Callable[[Rgb, Rgb | None, int], float]
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def _ours(name: str) -> Metric | None:
         return None
     function = ssim_y if name == "ssim_y" else psnr_y
 
-    def measure(sr: Image, reference: Image | None, crop_border: int) -> float:
+    def measure(sr: Rgb, reference: Rgb | None, crop_border: int) -> float:
         assert reference is not None
         return function(sr, reference, crop_border)
 
@@ -143,10 +141,10 @@ def _pyiqa(name: str, device: str) -> Metric | Unavailable:
     return Metric(name, reference, bool(net.lower_better), settings, _measure_with(net, device))
 
 
-def _measure_with(net: Any, device: str) -> Callable[[Image, Image | None, int], float]:
+def _measure_with(net: Any, device: str) -> Callable[[Rgb, Rgb | None, int], float]:
     full_reference = net.metric_mode == "FR"
 
-    def measure(sr: Image, reference: Image | None, crop_border: int) -> float:
+    def measure(sr: Rgb, reference: Rgb | None, crop_border: int) -> float:
         pair = (sr, reference) if full_reference else (sr,)
         batch = [images.to_tensor(x)[None].to(device) for x in pair if x is not None]
         return float(net(*batch))

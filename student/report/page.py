@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipeline.images import Rgb
 from pipeline.schema import Manifest
 from pipeline.system.progress import clock_text
-from student.evaluation.metrics import Image, Metric
+from student.evaluation.metrics import Metric
 from student.evaluation.scores import CandidateScores, Evaluation, Score
 from student.evaluation.scores_text import score_lines
 from student.report import curves
@@ -96,7 +97,7 @@ class _Table(NamedTuple):
     rows: Sequence[tuple[str, Sequence[Any]]]
 
 
-def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown: dict[str, dict[str, Image]]) -> str:
+def render(report: Report, runs: Sequence[ReportRun], manifest: Manifest, shown: dict[str, dict[str, Rgb]]) -> str:
     """The page.
 
     Args:
@@ -226,7 +227,7 @@ def _gap(report: Report, metric: Metric) -> str:
     return f"{(after - before) / (goal - before):.0%} in {metric.name}"
 
 
-def _photo(report: Report, image_id: str, pictures: dict[str, Image]) -> dict[str, Any]:
+def _photo(report: Report, image_id: str, pictures: dict[str, Rgb]) -> dict[str, Any]:
     """One photo in all versions, with the square that is enlarged below each."""
     height, width = pictures["gt"].shape[:2]
     x, y, side = busiest_square(pictures["gt"])

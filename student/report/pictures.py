@@ -6,12 +6,12 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from pipeline import fidelity, images
-from student.evaluation.metrics import Image
+from pipeline.images import Rgb
 
 DETAIL = 72  # side of the enlarged square, HR pixels
 
 
-def busiest_square(image: Image) -> tuple[int, int, int]:
+def busiest_square(image: Rgb) -> tuple[int, int, int]:
     """x, y and side of the square with the most fine detail, away from the borders."""
     luma = fidelity.luma(image)
     side = min(DETAIL, *luma.shape)
@@ -23,6 +23,6 @@ def busiest_square(image: Image) -> tuple[int, int, int]:
     return int(x), int(y), side
 
 
-def data_uri(image: Image) -> str:
+def data_uri(image: Rgb) -> str:
     """A picture (H, W, 3) as the address of itself: lossless WebP."""
     return f"data:image/webp;base64,{b64encode(images.encode_webp(image)).decode()}"

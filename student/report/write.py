@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline import shards
+from pipeline.images import Rgb
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes, ensure_dir
 from pipeline.system.outputs import check_file, check_suffix
 from pipeline.system.progress import OnProgress
 from student.evaluation import metrics
 from student.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
-from student.evaluation.metrics import Image
 from student.model.weight_files import read_metadata
 from student.networks import find_checkpoint
 from student.report.curves import read_curves
@@ -60,9 +60,9 @@ def write_report(
     runs = [_read_run(label, folder) for label, folder in [*labelled, (DTKD, dtkd)]]
     for run in runs:
         _refuse_another_cache(run, cache)
-    shown: dict[str, dict[str, Image]] = {}  # image id -> candidate -> picture
+    shown: dict[str, dict[str, Rgb]] = {}  # image id -> candidate -> picture
 
-    def keep(candidate: str, image_id: str, image: Image) -> None:
+    def keep(candidate: str, image_id: str, image: Rgb) -> None:
         if image_id in shown or len(shown) < PHOTOS:
             shown.setdefault(image_id, {})[candidate] = image
 

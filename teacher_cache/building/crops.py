@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
 from pipeline.degrade import degrade_inside
 from pipeline.filters import mirrored
-from pipeline.images import ImageError, load_rgb
+from pipeline.images import ImageError, Rgb, load_rgb
 from pipeline.schema import Split, sample_key, sample_seed
 from pipeline.system.errors import DtkdError
 
@@ -24,8 +23,6 @@ VAL_MULTIPLE = 8
 
 MOST_CONTEXT = 8
 """LR pixels of context: ten more are left of `real`'s margin, half the width of its largest filter at this size."""
-
-Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,11 @@ class TileImages(NamedTuple):
 
     key: str
     """24 hex digits: source, rectangle and degradation, not the seed."""
-    lr: Image
+    lr: Rgb
     """(H / scale, W / scale, 3)."""
-    gt: Image
+    gt: Rgb
     """(H, W, 3)."""
-    around: Image
+    around: Rgb
     """The LR image and `context` pixels of its surroundings on every side: (H / scale + 2 c, W / scale + 2 c, 3)."""
 
 
@@ -83,7 +80,7 @@ def tile_key(tile: Tile, degradation: Degradation) -> str:
     return sample_key(tile.source, (tile.x, tile.y, tile.width, tile.height), degradation.config())
 
 
-def load_source(source: Source) -> tuple[Image, Image | None]:
+def load_source(source: Source) -> tuple[Rgb, Rgb | None]:
     """Decode a photo, and its LR photo where the corpus is paired.
 
     Raises:
@@ -98,9 +95,7 @@ def load_source(source: Source) -> tuple[Image, Image | None]:
     return hr, load_rgb(source.lr_path) if source.lr_path else None
 
 
-def cut_tile(
-    hr: Image, lr: Image | None, tile: Tile, degradation: Degradation, seed: int, context: int = 0
-) -> TileImages:
+def cut_tile(hr: Rgb, lr: Rgb | None, tile: Tile, degradation: Degradation, seed: int, context: int = 0) -> TileImages:
     """Cut a tile out of a photo and make its LR image; the same key and seed give the same bytes.
 
     The degradation sees the photo around the tile, mirrored where it ends, so that `bicubic` equals the same part of
@@ -141,7 +136,7 @@ def cut_tile(
     return TileImages(key, inside(around, context), gt, around)
 
 
-def inside(image: Image, margin: int) -> Image:
+def inside(image: Rgb, margin: int) -> Rgb:
     """An image without `margin` pixels on every side."""
     height, width = image.shape[:2]
     return _cut(image, margin, margin, width - 2 * margin, height - 2 * margin)
@@ -165,12 +160,12 @@ def _check_inside(tile: Tile, width: int, height: int, scale: int) -> None:
         raise DtkdError(f"tile {box} (x, y, width, height) must consist of multiples of the scale {scale}")
 
 
-def _grown(image: Image, tile: Tile, margin: int, height: int, width: int) -> Image:
+def _grown(image: Rgb, tile: Tile, margin: int, height: int, width: int) -> Rgb:
     """The tile and `margin` pixels around it, mirrored where the image, of this height and width, ends."""
     rows = mirrored(np.arange(tile.y - margin, tile.y + tile.height + margin), height)
     columns = mirrored(np.arange(tile.x - margin, tile.x + tile.width + margin), width)
     return np.ascontiguousarray(image[rows[:, None], columns])
 
 
-def _cut(image: Image, x: int, y: int, width: int, height: int) -> Image:
+def _cut(image: Rgb, x: int, y: int, width: int, height: int) -> Rgb:
     return np.ascontiguousarray(image[y : y + height, x : x + width])

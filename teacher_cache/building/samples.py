@@ -10,12 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pipeline import images
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
-from pipeline.images import RecentImages
+from pipeline.images import RecentImages, Rgb
 from pipeline.schema import AROUND, TEACHERS, SampleError, canonical_json, sample_seed
 from pipeline.system.errors import DtkdError
 from pipeline.teacher import Place, Teacher
@@ -24,14 +23,13 @@ from teacher_cache.building.crops import Tile, TileImages
 from teacher_cache.building.plan import PlannedSample
 from teacher_cache.building.writer import Outcome
 
-Image = NDArray[np.uint8]
 _DEVICE_TROUBLE = ("cuda", "hip error", "mps backend", "out of memory", "can't allocate memory")
 
 
 class Request(NamedTuple):
     """What the teacher is asked for one sample."""
 
-    lr: Image
+    lr: Rgb
     """(h + 2 c, w + 2 c, 3): the LR image with c pixels of context on every side."""
     seed: int
     place: Place
@@ -51,7 +49,7 @@ class Photos:
         self._sources = sources
         self._recent = RecentImages(self._load, lambda photo: photo[0][..., 0].size)
 
-    def images(self, source_id: str) -> tuple[Image, Image | None]:
+    def images(self, source_id: str) -> tuple[Rgb, Rgb | None]:
         """HR photo, and LR photo of a paired corpus."""
         return self._recent.get(source_id)
 
@@ -60,7 +58,7 @@ class Photos:
         source = self._sources[tile.source]
         return place_of(tile, source.width, source.height)
 
-    def _load(self, source_id: str) -> tuple[Image, Image | None]:
+    def _load(self, source_id: str) -> tuple[Rgb, Rgb | None]:
         return crops.load_source(self._sources[source_id])
 
 
@@ -97,7 +95,7 @@ class SampleMaker:
         self,
         sample: PlannedSample,
         cut: TileImages | SampleError,
-        restored: Sequence[Image | SampleError],
+        restored: Sequence[Rgb | SampleError],
         cost: float,
     ) -> Outcome:
         """What is stored of a sample with these outputs of the teacher; `cost` is its seconds for them."""
@@ -129,7 +127,7 @@ class SampleMaker:
 
     def _restore(
         self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int, purpose: str
-    ) -> list[Image | SampleError]:
+    ) -> list[Rgb | SampleError]:
         good = [(sample, cut) for sample, cut in zip(samples, cuts, strict=True) if isinstance(cut, TileImages)]
         if not good:
             return [cut for cut in cuts if isinstance(cut, SampleError)]
@@ -158,7 +156,7 @@ class SampleMaker:
         }
 
 
-def restore(teacher: Teacher, requests: Sequence[Request], batch: int, context: int = 0) -> list[Image | SampleError]:
+def restore(teacher: Teacher, requests: Sequence[Request], batch: int, context: int = 0) -> list[Rgb | SampleError]:
     """Run the teacher on LR images of one size; an image that it fails on gives an error in its place.
 
     The pictures are (s h, s w, 3): of the surroundings, `context` pixels of the LR image, nothing is left. The teacher
@@ -173,9 +171,7 @@ def restore(teacher: Teacher, requests: Sequence[Request], batch: int, context: 
     return [restore(teacher, [request], batch, context)[0] for request in requests]
 
 
-def _restore_batch(
-    teacher: Teacher, requests: Sequence[Request], batch: int, context: int
-) -> list[Image | SampleError]:
+def _restore_batch(teacher: Teacher, requests: Sequence[Request], batch: int, context: int) -> list[Rgb | SampleError]:
     lrs, seeds, places = zip(*requests, *[requests[-1]] * (batch - len(requests)), strict=True)
     x = torch.stack([images.to_tensor(lr) for lr in lrs])  # (B, 3, h + 2 c, w + 2 c)
     with torch.inference_mode():
@@ -189,7 +185,7 @@ def _restore_batch(
     return [crops.inside(images.to_image(image), margin) if image.isfinite().all() else bad for image in pictures]
 
 
-def colour_drift(teacher: Image, lr: Image) -> float:
+def colour_drift(teacher: Rgb, lr: Rgb) -> float:
     """Mean over the colour channels of |mean of the teacher's tile - mean of the LR tile|, 8-bit levels.
 
     Means over the whole tile, because finer ones would count the noise of a `real` LR image that the teacher removed.

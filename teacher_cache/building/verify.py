@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import images
+from pipeline.images import Rgb
 from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
 from pipeline.system.device import choose
@@ -30,7 +31,7 @@ from teacher_cache.building import crops
 from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
-from teacher_cache.building.samples import Image, Request, place_of, restore
+from teacher_cache.building.samples import Request, place_of, restore
 from teacher_cache.building.writer import SUFFIX, read_record, reopen
 from teacher_cache.teachers import load
 from teacher_cache.teachers.catalogue import PYTHON
@@ -290,11 +291,11 @@ def _recompute(
         yield Recomputed(sample.key, int(gap.max()), round(float(gap.mean()), 4))
 
 
-def _picture(path: Path, sample: Sample, name: str) -> Image:
+def _picture(path: Path, sample: Sample, name: str) -> Rgb:
     return images.decode_webp(read_member(path, sample.members[name]))
 
 
-def _gap(key: str, cached: Image, again: Image | SampleError) -> NDArray[np.int16]:
+def _gap(key: str, cached: Rgb, again: Rgb | SampleError) -> NDArray[np.int16]:
     if isinstance(again, SampleError):
         raise DtkdError(f"{key}: the teacher failed: {again.type}: {again.message}")
     return np.abs(cached.astype(np.int16) - again)

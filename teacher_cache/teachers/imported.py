@@ -12,12 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.images import SUFFIXES, RecentImages, load_rgb, to_tensor
+from pipeline.images import SUFFIXES, RecentImages, Rgb, load_rgb, to_tensor
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import sha256_file
 from pipeline.teacher import Place, Teacher
@@ -107,7 +105,7 @@ class ImportedTeacher(Teacher):
             digest.update(f"{name}:{sha256_file(path)}\n".encode())
         return {"name": self.name, "scale": self.scale, "pictures": len(self._by_path), "content": digest.hexdigest()}
 
-    def _crop(self, place: Place) -> NDArray[np.uint8]:
+    def _crop(self, place: Place) -> Rgb:
         path = self.lookup(place.photo)
         picture = self._pictures.get(path)
         size = (place.photo_height, place.photo_width)
