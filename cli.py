@@ -20,7 +20,6 @@ app = options.application(
 )
 _command = options.command_of(app)
 _Kind = Literal["bicubic", "real", "paired"]
-_Made = Literal["bicubic", "real"]
 _Picture = Literal["png", "webp", "jpg", "tif"]
 _Form = Literal["safetensors", "onnx", "huggingface"]
 _GRIDS = "levels, weights, calibrated:TOML, schedule, energy, gt, samples, teacher_steps:CACHE, by commas, or FILE.toml"
@@ -37,7 +36,7 @@ def teacher_cache(
     corpus: options.CorpusOption,
     cache: Annotated[Path, argument("CACHE", "Folder to write; the same command goes on.")],
     teacher: options.TeacherOption = "embedded",
-    degradation: Annotated[_Kind | None, option("How LR images are made.  [default: real]")] = None,
+    degradation: Annotated[_Kind | None, option("Of LR images.  [default: real]")] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
     tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
     steps: options.StepsOption = None,
@@ -102,7 +101,7 @@ def train_teacher(
     on_progress: OnProgress,
     corpus: options.CorpusOption,
     out: Annotated[Path, argument("OUT", "Folder of the run; the same command goes on.")],
-    degradation: Annotated[_Made | None, option("How LR images are made.  [default: real]")] = None,
+    degradation: Annotated[Literal["bicubic", "real"] | None, option("Of LR images.  [default: real]")] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
     config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
@@ -145,7 +144,7 @@ def train_student(
 @_command
 def evaluate(
     on_progress: OnProgress,
-    checkpoints: Annotated[list[str], argument("CHECKPOINT...", "Weight files, run folders, or: bicubic")],
+    candidates: Annotated[list[str], argument("CANDIDATE...", "Weights, runs, images:FOLDER, teacher:NAME, bicubic.")],
     data: Annotated[Path, option("Folder with HR/ and LR/, or one of them; or a cache.")],
     metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     out: Annotated[Path | None, option("Write metrics.json, metrics.csv and pictures there.")] = None,
@@ -156,17 +155,19 @@ def evaluate(
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
 ) -> Result:
-    """Measure checkpoints, bicubic beside them. An image that cannot be used is named; exit code 1 then.
+    """Measure candidates, bicubic beside them. An image that cannot be used is named; exit code 1 then.
 
     dtkd evaluate runs/a runs/b --data data/RealSR --metrics psnr_y,ssim_y,lpips,maniqa-pipal --out runs/scores
-    dtkd evaluate bicubic --data data/Set14 --crop-border 0
+    dtkd evaluate tiny-x4 teacher:embedded images:outputs/osediff --data data/RealSR --crop-border 0
     """
     from student.evaluation import evaluate as evaluation
+    from teacher_cache.teachers import load_each
 
-    names = tuple(name.strip() for name in metrics.split(",") if name.strip())
+    asked = [name.removeprefix("teacher:") for name in candidates if name.startswith("teacher:")]
+    teachers = load_each(asked, scale, device)
     given = {"crop_border": crop_border, "scale": scale, "limit": limit, "device": device, "precision": precision}
-    how = config.load(evaluation.EvaluationSettings, values={"metrics": names, **given})
-    return evaluation.evaluate(checkpoints, data, how, out=out, overwrite=overwrite, on_progress=on_progress)
+    how = config.load(evaluation.EvaluationSettings, None, [f"metrics={metrics}"], given)
+    return evaluation.evaluate(candidates, data, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress)
 
 
 @_command
@@ -231,14 +232,13 @@ def ablate(
     dtkd ablate runs/cache runs/ablation --data data/RealSR --grid energy --set train.steps=1500
     dtkd ablate runs/cache runs/ablation --data data/RealSR --grid weights,schedule --seeds 3
     """
-    from student.study.ablate import ablate as run
-    from student.study.ablate import announced, trials
+    from student.study import ablate as study
     from student.study.grids import find_grid
 
     arms = find_grid(grid)
-    planned = trials(arms, overrides or (), config_files, seeds)
-    on_progress(announced(cache, planned))
-    return run(cache, out, arms, planned, data, [name.strip() for name in metrics.split(",")], on_progress)
+    planned = study.trials(arms, overrides or (), config_files, seeds)
+    on_progress(study.announced(cache, planned))
+    return study.ablate(cache, out, arms, planned, data, [name.strip() for name in metrics.split(",")], on_progress)
 
 
 @_command

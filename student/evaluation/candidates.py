@@ -1,18 +1,29 @@
-"""Who is measured: bicubic, networks, a cache's teacher, and the ground truth itself."""
+"""Who is measured: bicubic, networks, teachers, finished pictures, a cache's teacher, and the ground truth itself."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from pipeline import images
 from pipeline.images import Rgb
+from pipeline.picture_folder import PictureFolder
+from pipeline.schema import sample_seed
 from pipeline.system.device import Precision, ResolvedPrecision
 from pipeline.system.errors import DtkdError
+from pipeline.system.words import plural
+from pipeline.teacher import Teacher
 from student.evaluation.examples import Example, ExampleSet, bicubic
 from student.evaluation.scores import Role
 from student.networks import Network, load_network
+
+OUTPUTS, TEACHER = "images:", "teacher:"
+"""What the candidates begin with that are a folder of finished pictures, or a teacher."""
+BUILT_IN = ("bicubic", "teacher", "gt")
+"""Names of those that stand in the table by themselves."""
 
 _T = TypeVar("_T")
 
@@ -36,6 +47,8 @@ class Candidate:
         parameters: how many weights it has.
         restore: gives its version of an example; None where it has none.
         precision: what its network computes in; None without one.
+        scale: output pixels to an LR pixel; None where it has none of its own.
+        check: looks at the images before the work begins, and raises a DtkdError where it cannot have them all.
     """
 
     name: str
@@ -44,51 +57,113 @@ class Candidate:
     parameters: int | None
     restore: Callable[[Example], Restored | None]
     precision: ResolvedPrecision | None = None
+    scale: int | None = None
+    check: Callable[[ExampleSet], None] | None = None
 
 
-def load_networks(checkpoints: Sequence[str | Path], device: str, precision: Precision = "auto") -> list[Network]:
-    """Networks by what `student.networks.load_network` takes, each with a name of its own.
+def load_candidates(
+    names: Sequence[str | Path],
+    device: str,
+    precision: Precision = "auto",
+    teachers: Mapping[str, Teacher] | None = None,
+) -> list[Candidate]:
+    """Those that the user names, each with a name that no other has.
+
+    Args:
+        names: what `student.networks.load_network` takes, `images:FOLDER`, or `teacher:NAME`; `bicubic` is understood.
+        device: torch device of networks.
+        precision: of students.
+        teachers: the teachers, by NAME: the stages do not know each other, so whoever calls has loaded them.
 
     Raises:
-        DtkdError: one is none.
+        DtkdError: one is none of these.
     """
-    networks: list[Network] = []
-    taken = {"bicubic", "teacher", "gt"}
-    for checkpoint in checkpoints:
-        network = load_network(str(checkpoint), device, precision)
-        stem = network.name
-        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 10_000))) if n not in taken)
+    given: list[Candidate] = []
+    taken: set[str] = set(BUILT_IN)
+    for text in map(str, names):
+        if text == "bicubic":
+            continue
+        candidate = _load(text, device, precision, teachers or {})
+        names_left = (candidate.name, *(f"{candidate.name}-{i}" for i in range(2, 10_000)))
+        name = next(n for n in names_left if n not in taken)
         taken.add(name)
-        networks.append(replace(network, name=name))
-    return networks
+        given.append(replace(candidate, name=name))
+    return given
 
 
-def common_scale(networks: Sequence[Network], wanted: int | None) -> int | None:
-    """The scale of all networks and the one that is wanted; None where nobody says any.
+def _load(text: str, device: str, precision: Precision, teachers: Mapping[str, Teacher]) -> Candidate:
+    if text.startswith(OUTPUTS):
+        return _finished(text.removeprefix(OUTPUTS))
+    if text.startswith(TEACHER):
+        name = text.removeprefix(TEACHER)
+        if name not in teachers:
+            raise DtkdError(f"{text}: hand over that teacher, loaded, in `teachers`")
+        return _at_work(name, teachers[name])
+    network = load_network(text, device, precision)
+    path, restore = str(network.path), _network(network)
+    return Candidate(network.name, "student", path, network.parameters, restore, network.precision, network.scale)
+
+
+def common_scale(given: Sequence[Candidate], wanted: int | None) -> int | None:
+    """The scale of all candidates and the one that is wanted; None where nobody says any.
 
     Raises:
         DtkdError: they differ.
     """
-    scales = {network.name: network.scale for network in networks}
+    scales = {candidate.name: candidate.scale for candidate in given if candidate.scale is not None}
     if wanted is not None:
         scales["--scale"] = wanted
     if len(set(scales.values())) > 1:
         named = ", ".join(f"{name} x{scale}" for name, scale in scales.items())
-        raise DtkdError(f"checkpoints must have one scale, got {named}: evaluate them one by one")
+        raise DtkdError(f"candidates must have one scale, got {named}: evaluate them one by one")
     return next(iter(scales.values()), None)
 
 
-def candidates_for(examples: ExampleSet, networks: Sequence[Network]) -> list[Candidate]:
-    """Bicubic, the networks, and where the examples have them the teacher and the ground truth."""
-    rows = [Candidate("bicubic", "baseline", None, None, _bicubic(examples.scale))]
-    for network in networks:
-        path, restore = str(network.path), _network(network)
-        rows.append(Candidate(network.name, "student", path, network.parameters, restore, network.precision))
+def candidates_for(examples: ExampleSet, given: Sequence[Candidate]) -> list[Candidate]:
+    """Bicubic, those given, and where the examples have them the teacher and the ground truth.
+
+    Raises:
+        DtkdError: one of those given cannot have all images.
+    """
+    for candidate in given:
+        if candidate.check:
+            candidate.check(examples)
+    rows = [Candidate("bicubic", "baseline", None, None, _bicubic(examples.scale)), *given]
     if examples.manifest:
         rows.append(Candidate("teacher", "teacher", None, None, _teacher(examples.teacher_seconds_per_pixel)))
     if examples.kind != "LR":
         rows.append(Candidate("gt", "gt", None, None, _ground_truth))
     return rows
+
+
+def _finished(where: str) -> Candidate:
+    """Pictures that another program made of the same LR images, found by the images' names."""
+    folder = PictureFolder("images", where)
+
+    def check(examples: ExampleSet) -> None:
+        missing = [name for name in examples.ids if folder.find(name) is None]
+        if missing:
+            some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise DtkdError(f"images:{where} has no picture for {plural(len(missing), 'image')} of the data: {some}")
+
+    def restore(example: Example) -> Restored:
+        path = folder.find(example.id)
+        assert path is not None
+        return Restored(images.load_rgb(path), None)
+
+    return Candidate(Path(where).resolve().name, "outputs", where, None, restore, check=check)
+
+
+def _at_work(name: str, teacher: Teacher) -> Candidate:
+    """A teacher that restores the images here and now; its noise is a function of the image's name."""
+
+    def restore(example: Example) -> Restored:
+        lr, seed = images.to_tensor(example.lr)[None], sample_seed(0, example.id, "evaluation")
+        with torch.inference_mode():
+            sr, seconds = _timed(lambda: teacher.restore(lr, [seed]).float().cpu())
+        return Restored(images.to_image(sr[0]), seconds)
+
+    return Candidate(Path(name).name, "teacher", None, None, restore, scale=teacher.scale)
 
 
 def _bicubic(scale: int) -> Callable[[Example], Restored]:

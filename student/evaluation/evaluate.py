@@ -1,12 +1,12 @@
 """Evaluation: restore images with every candidate, measure them, and write what came out.
 
-Beside the checkpoints stand always `bicubic`, where there are references `gt`, and on a cache's held-out samples the
+Beside the candidates stand always `bicubic`, where there are references `gt`, and on a cache's held-out samples the
 `teacher`. Images run one at a time, each with every candidate, so that memory does not grow with the set.
 An image that cannot be read or measured is left out for all candidates, and named with the reason.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
 from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.teacher import Teacher
 from student.evaluation import metrics
-from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_networks
+from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_candidates
 from student.evaluation.examples import Example, ExampleSet, open_examples
 from student.evaluation.metrics import Loaded, Unavailable
 from student.evaluation.scores import CandidateScores, Evaluation, Score, exact_images
@@ -79,36 +80,38 @@ class _Work:
 
 
 def evaluate(
-    checkpoints: Sequence[str | Path],
+    candidates: Sequence[str | Path],
     data: Path,
     settings: EvaluationSettings | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
     *,
     out: Path | None = None,
     overwrite: bool = False,
     on_image: OnImage | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
-    """Measure checkpoints, and the baselines beside them, on a data folder or a cache's held-out samples.
+    """Measure candidates, and the baselines beside them, on a data folder or a cache's held-out samples.
 
     Args:
-        checkpoints: what `student.networks.load_network` takes: weight files, run folders, names of shipped
-            students; `bicubic` among them is understood (it is always there).
+        candidates: what `student.networks.load_network` takes (weight files, run folders, names of shipped students),
+            `images:FOLDER`, a folder of finished pictures, or `teacher:NAME`; `bicubic`, always there, is understood.
         data: see `student.evaluation.examples`.
         settings: how.
+        teachers: the teachers of `teacher:NAME`, by NAME.
         out: write metrics.json, metrics.csv and NAME/ID.png there.
         overwrite: replace an earlier evaluation in `out`.
         on_image: called with every restored image.
         on_progress: called after every image.
 
     Raises:
-        DtkdError: nothing usable in `data`, nothing that can be measured, a checkpoint that is none or broken,
-            checkpoints of several scales, or `out` holds something already.
+        DtkdError: nothing usable in `data`, nothing that can be measured, a candidate that is none or broken or has no
+            picture of an image, candidates of several scales, or `out` holds something already.
         UsageError: an unknown metric.
     """
     settings = settings or EvaluationSettings()
     if out:
         check_folder(out, "an evaluation", overwrite, _is_evaluation)
-    work = _prepare(checkpoints, data, settings, out)
+    work = _prepare(candidates, data, settings, out, teachers)
     if out:
         ensure_dir(out)
         atomic_write_json(out / "metrics.json", _result(work).to_json())  # so that after a stop the folder is ours
@@ -120,14 +123,20 @@ def evaluate(
     return result
 
 
-def _prepare(checkpoints: Sequence[str | Path], data: Path, settings: EvaluationSettings, out: Path | None) -> _Work:
-    networks = load_networks([c for c in checkpoints if str(c) != "bicubic"], settings.device, settings.precision)
-    examples = open_examples(data, common_scale(networks, settings.scale), settings.limit)
+def _prepare(
+    candidates: Sequence[str | Path],
+    data: Path,
+    settings: EvaluationSettings,
+    out: Path | None,
+    teachers: Mapping[str, Teacher] | None,
+) -> _Work:
+    given = load_candidates(candidates, settings.device, settings.precision, teachers)
+    examples = open_examples(data, common_scale(given, settings.scale), settings.limit)
     device = choose(settings.device)
     loaded = _usable(_drop_without_reference(metrics.load(settings.metrics, device), examples))
     border = examples.scale if settings.crop_border is None else settings.crop_border
-    candidates = candidates_for(examples, networks)
-    return _Work(data, examples, candidates, loaded, border, device, out=out, skipped=list(examples.skipped))
+    everyone = candidates_for(examples, given)
+    return _Work(data, examples, everyone, loaded, border, device, out=out, skipped=list(examples.skipped))
 
 
 def _result(work: _Work) -> Evaluation:
@@ -231,7 +240,7 @@ def _score(work: _Work, example: Example) -> list[tuple[str, Score, Rgb]]:
 def _measure(work: _Work, candidate: Candidate, image: Rgb, example: Example) -> dict[str, float]:
     values, references = {}, {"gt": example.gt, "teacher": example.teacher, None: None}
     for metric in work.metrics.metrics:
-        if metric.name in work.failures or metric.reference == candidate.role:  # nothing is compared with itself
+        if metric.name in work.failures or metric.reference == candidate.name:  # nothing is compared with itself
             continue
         try:
             values[metric.name] = metric.measure(image, references[metric.reference], work.crop_border)

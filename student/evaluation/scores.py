@@ -15,7 +15,7 @@ from pipeline.system.words import plural
 from student.evaluation.metrics import Loaded
 from student.evaluation.scores_text import score_lines
 
-Role = Literal["baseline", "student", "teacher", "gt"]
+Role = Literal["baseline", "student", "outputs", "teacher", "gt"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Which teachers there are, by name. Their modules are imported when one of them is asked for."""
 
+from collections.abc import Iterable
+
 from pipeline.system import torchvision_guard
-from pipeline.system.device import keep_freed_memory
+from pipeline.system.device import choose, keep_freed_memory
 from pipeline.system.errors import UsageError
 from pipeline.teacher import Teacher
 from teacher_cache.teachers.diffusers_teacher import Dtype
@@ -44,6 +46,20 @@ def load(
     if teacher.scale != scale:
         raise UsageError(f"the teacher {name} is made for scale {teacher.scale}, got --scale {scale}")
     return teacher
+
+
+def load_each(names: Iterable[str], scale: int | None = None, device: str = "auto") -> dict[str, Teacher]:
+    """Several teachers by name, as `load` does, with their own steps and precision.
+
+    Args:
+        names: as `load` takes them; the same one twice is loaded once.
+        scale: the scale that is asked for; None is 4.
+        device: torch device, or auto.
+
+    Raises:
+        DtkdError: as `load`.
+    """
+    return {name: load(name, scale=scale or 4, device=choose(device)) for name in dict.fromkeys(names)}
 
 
 def check_name(name: str) -> None:

@@ -1,13 +1,9 @@
 """`import:FOLDER`: pictures that another system made, one for each photo of the corpus, as large as the HR photo.
 
-A photo `a/b.png` is looked up as `a/b.*`, then as `b.*` at the folder's top level, where that is the only picture of
-this stem in the whole folder.
-
 B batch, h w height and width of the LR image, s scale.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.images import SUFFIXES, RecentImages, Rgb, load_rgb, to_tensor
-from pipeline.system.errors import DtkdError, UsageError
+from pipeline.images import RecentImages, Rgb, load_rgb, to_tensor
+from pipeline.picture_folder import PictureFolder
+from pipeline.system.errors import DtkdError
 from pipeline.system.files import sha256_file
 from pipeline.teacher import Place, Teacher
 from teacher_cache.teachers.diffusers_teacher import folder_name
@@ -34,21 +31,8 @@ class ImportedTeacher(Teacher):
             UsageError: no folder is named.
             DtkdError: no such folder, no picture in it, or two that differ in their suffix only.
         """
-        if not str(where):
-            raise UsageError("import: names no folder: give import:FOLDER, the folder with the other system's outputs")
-        folder = Path(where).expanduser()
-        if not folder.is_dir():
-            raise DtkdError(f"import:{folder}: no such folder; give the folder with the other system's outputs")
-        self.name, self.scale, self.steps = f"import:{folder_name(folder)}", scale, 0
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not files:
-            raise DtkdError(f"import:{folder}: no picture in it; expected one for each photo, with the same name")
-        self._by_path: dict[str, Path] = {}
-        for path in files:
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if (other := self._by_path.setdefault(name, path)) != path:
-                raise DtkdError(f"import:{folder}: {other.name} and {path.name} are both for photo {name}: remove one")
-        self._stems = Counter(path.stem for path in files)
+        self._folder = PictureFolder("import", where)
+        self.name, self.scale, self.steps = f"import:{folder_name(Path(where).expanduser())}", scale, 0
         self._pictures = RecentImages(load_rgb, lambda picture: picture[..., 0].size)
 
     def restore(self, lr: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -70,9 +54,9 @@ class ImportedTeacher(Teacher):
         Raises:
             DtkdError: there is none, or several have its stem.
         """
-        found = self._find(photo)
+        found = self._folder.find(_name(photo))
         if found is None:
-            several = self._stems[Path(photo).stem] > 1
+            several = self._folder.has_several(_name(photo))
             raise DtkdError(f"{'several imported outputs' if several else 'no imported output'} for {photo}")
         return found
 
@@ -80,7 +64,7 @@ class ImportedTeacher(Teacher):
         """Refuse photos of which two have the same picture."""
         taken: dict[Path, str] = {}
         for photo in photos:
-            found = self._find(photo)
+            found = self._folder.find(_name(photo))
             if found and (other := taken.setdefault(found, photo)) != photo:
                 raise DtkdError(
                     f"{self.name}: {found.name} would serve {other} and {photo}: "
@@ -101,9 +85,15 @@ class ImportedTeacher(Teacher):
     def fingerprint(self) -> dict[str, Any]:
         """Names and contents of all pictures."""
         digest = hashlib.sha256()
-        for name, path in sorted(self._by_path.items()):
+        paths = self._folder.paths
+        for name, path in sorted(paths.items()):
             digest.update(f"{name}:{sha256_file(path)}\n".encode())
-        return {"name": self.name, "scale": self.scale, "pictures": len(self._by_path), "content": digest.hexdigest()}
+        return {
+            "name": self.name,
+            "scale": self.scale,
+            "pictures": len(paths),
+            "content": digest.hexdigest(),
+        }
 
     def _crop(self, place: Place) -> Rgb:
         path = self.lookup(place.photo)
@@ -114,7 +104,6 @@ class ImportedTeacher(Teacher):
             raise DtkdError(f"{path.name} must be as large as the photo, {expected}, got {got}")
         return picture[place.y : place.y + place.height, place.x : place.x + place.width]
 
-    def _find(self, photo: str) -> Path | None:
-        name = Path(photo).with_suffix("")
-        alone = self._by_path.get(name.name) if self._stems[name.name] == 1 else None
-        return self._by_path.get(name.as_posix()) or alone
+
+def _name(photo: str) -> str:
+    return Path(photo).with_suffix("").as_posix()
