@@ -15,9 +15,7 @@ from pipeline.system.options import argument, listing, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
 
-app = options.application(
-    "Distil a multi-step diffusion super-resolution teacher into a single-forward transformer student."
-)
+app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
 _command = options.command_of(app)
 _Kind = Literal["bicubic", "real", "paired"]
 _Picture = Literal["png", "webp", "jpg", "tif"]
@@ -152,6 +150,7 @@ def evaluate(
     crop_border: Annotated[int | None, option("Pixels left out by psnr_y, ssim_y.  [default: scale]")] = None,
     scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
     limit: Annotated[int | None, option("Take the first images only.")] = None,
+    baseline: Annotated[str, option("Candidate that the others are compared with.")] = "bicubic",
     device: options.DeviceOption = "auto",
     precision: options.PrecisionOption = "auto",
 ) -> Result:
@@ -165,7 +164,8 @@ def evaluate(
 
     asked = [name.removeprefix("teacher:") for name in candidates if name.startswith("teacher:")]
     teachers = load_each(asked, scale, device)
-    given = {"crop_border": crop_border, "scale": scale, "limit": limit, "device": device, "precision": precision}
+    given = {"crop_border": crop_border, "scale": scale, "limit": limit, "baseline": baseline}
+    given |= {"device": device, "precision": precision}
     how = config.load(evaluation.EvaluationSettings, None, [f"metrics={metrics}"], given)
     return evaluation.evaluate(candidates, data, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress)
 

@@ -42,6 +42,7 @@ class EvaluationSettings:
         limit: take the first `limit` images only.
         device: torch device, or `auto`: a GPU where there is one.
         precision: of the students, see `student.networks.load_network`; metrics are fp32.
+        baseline: name of the candidate that the others are compared with, as it stands in the table.
     """
 
     metrics: tuple[str, ...] = metrics.DEFAULT_METRICS
@@ -50,6 +51,7 @@ class EvaluationSettings:
     limit: int | None = None
     device: str = "auto"
     precision: Precision = "auto"
+    baseline: str = "bicubic"
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
@@ -71,6 +73,7 @@ class _Work:
     metrics: Loaded
     crop_border: int
     device: str
+    baseline: str
     scores: dict[str, list[Score]] = field(default_factory=lambda: defaultdict(list))
     """By candidate."""
     out: Path | None = None
@@ -106,7 +109,7 @@ def evaluate(
     Raises:
         DtkdError: nothing usable in `data`, nothing that can be measured, a candidate that is none or broken or has no
             picture of an image, candidates of several scales, or `out` holds something already.
-        UsageError: an unknown metric.
+        UsageError: an unknown metric, or a baseline that is no candidate.
     """
     settings = settings or EvaluationSettings()
     if out:
@@ -136,7 +139,10 @@ def _prepare(
     loaded = _usable(_drop_without_reference(metrics.load(settings.metrics, device), examples))
     border = examples.scale if settings.crop_border is None else settings.crop_border
     everyone = candidates_for(examples, given)
-    return _Work(data, examples, everyone, loaded, border, device, out=out, skipped=list(examples.skipped))
+    names, baseline = [candidate.name for candidate in everyone], settings.baseline
+    if baseline not in names or baseline == "gt":
+        raise UsageError(f"baseline must be one of the candidates, {', '.join(names)}, and not gt, got {baseline}")
+    return _Work(data, examples, everyone, loaded, border, device, baseline, out=out, skipped=list(examples.skipped))
 
 
 def _result(work: _Work) -> Evaluation:
@@ -155,6 +161,7 @@ def _result(work: _Work) -> Evaluation:
         tuple(rows),
         tuple(work.skipped),
         work.out,
+        work.baseline,
     )
 
 

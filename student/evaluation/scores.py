@@ -14,6 +14,7 @@ from pipeline.system.device import ResolvedPrecision
 from pipeline.system.words import plural
 from student.evaluation.metrics import Loaded
 from student.evaluation.scores_text import score_lines
+from student.evaluation.statistics import FEW, Interval, mean_interval, paired_difference
 
 Role = Literal["baseline", "student", "outputs", "teacher", "gt"]
 
@@ -43,6 +44,24 @@ class CandidateScores:
     """What its network computes in; None without one."""
     images: tuple[Score, ...]
     exact: Exact
+
+    def figures(self, metric: str) -> dict[str, float]:
+        """Of the images that count in a mean, by their names."""
+        left_out = self.exact.get(metric, ())
+        return {s.id: s.values[metric] for s in self.images if metric in s.values and s.id not in left_out}
+
+    def interval(self, metric: str) -> Interval | None:
+        """The mean with its interval over images; None where there is no mean, or fewer than two images are in it."""
+        values = list(self.figures(metric).values())
+        return mean_interval(values) if len(values) > 1 and self.mean(metric) is not None else None
+
+    def difference(self, other: "CandidateScores", metric: str) -> Interval | None:
+        """Mean of this candidate's figures less the other's on the same images, with its interval; None as above."""
+        ours, theirs = self.figures(metric), other.figures(metric)
+        both = [image for image in ours if image in theirs]
+        if len(both) < 2 or self.mean(metric) is None or other.mean(metric) is None:
+            return None
+        return paired_difference([ours[image] for image in both], [theirs[image] for image in both])
 
     def mean(self, metric: str) -> float | None:
         """Mean over the images; None where there are none, or the metric was not measured on every one of them."""
@@ -82,6 +101,8 @@ class Evaluation:
     skipped: tuple[Skipped, ...]
     out: Path | None = None
     """Folder that it was written to."""
+    baseline: str = "bicubic"
+    """Name of the candidate that the others are compared with."""
 
     @property
     def failure(self) -> str | None:
@@ -97,6 +118,29 @@ class Evaluation:
         """Names of the metrics that were measured, in the order asked for."""
         return [metric.name for metric in self.metrics.metrics]
 
+    def differences(self, candidate: CandidateScores) -> dict[str, Interval]:
+        """Of a candidate to the baseline, by metric, where there is any."""
+        base = next((row for row in self.candidates if row.name == self.baseline), None)
+        if base is None or candidate.name in (base.name, "gt"):
+            return {}
+        found = {name: candidate.difference(base, name) for name in self.metric_names}
+        return {name: difference for name, difference in found.items() if difference is not None}
+
+    def clearly_best(self, metric: str) -> CandidateScores | None:
+        """Whose paired differences to all others but the ground truth are clear of zero; None where nobody's are.
+
+        Nobody is on fewer than `statistics.FEW` images, whose intervals are too narrow.
+        """
+        if len(self.candidates[0].images) < FEW:
+            return None
+        lower = next(m.lower_is_better for m in self.metrics.metrics if m.name == metric)
+        rows = [row for row in self.candidates if row.name != "gt" and row.mean(metric) is not None]
+        for row in rows:
+            others = [row.difference(other, metric) for other in rows if other is not row]
+            if others and all(d is not None and (d.high < 0 if lower else d.low > 0) for d in others):
+                return row
+        return None
+
     @property
     def exact(self) -> Exact:
         """Images that are left out of the means of a metric."""
@@ -105,7 +149,9 @@ class Evaluation:
     @property
     def remarks(self) -> list[str]:
         """What a reader of the means must know, a line each."""
-        return [
+        count = len(self.candidates[0].images)
+        few = [f"{plural(count, 'image')} are few: other images may give other figures"] if 1 < count < FEW else []
+        return few + [
             f"{metric} is infinite on {', '.join(ids)}, which a candidate restored exactly: left out of all its means"
             for metric, ids in self.exact.items()
         ]
@@ -118,6 +164,7 @@ class Evaluation:
             "scale": self.scale,
             "crop_border": self.crop_border,
             "device": self.device,
+            "baseline": self.baseline,
             "metrics": {
                 m.name: {"lower_is_better": m.lower_is_better, "settings": m.settings} for m in self.metrics.metrics
             },
@@ -136,6 +183,8 @@ class Evaluation:
             "precision": candidate.precision,
             "seconds": candidate.seconds,
             "mean": {name: _finite(candidate.mean(name)) for name in self.metric_names},
+            "interval": {name: found[1:] for name in self.metric_names if (found := candidate.interval(name))},
+            "difference": {name: list(found) for name, found in self.differences(candidate).items()},
             "images": [
                 {"id": score.id, "seconds": score.seconds, **{k: _finite(v) for k, v in score.values.items()}}
                 for score in candidate.images

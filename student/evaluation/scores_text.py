@@ -8,6 +8,7 @@ from pipeline.system.words import plural
 
 if TYPE_CHECKING:
     from student.evaluation.scores import CandidateScores, Evaluation
+    from student.evaluation.statistics import Interval
 
 
 def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
@@ -26,9 +27,29 @@ def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
         rows.append([labels.get(row.name, row.name), *figures, parameters, row.precision or "-", seconds])
     images = plural(len(found.candidates[0].images), "image")
     lines = [*_table(rows), f"{images}, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
-    lines += found.remarks
+    lines += _differences(found, labels) + found.remarks
     lines += [f"skipped {item.id}: {item.reason}" for item in found.skipped]
     return lines + [f"{u.name} is not available: {u.reason}; {u.remedy}" for u in found.metrics.unavailable]
+
+
+def _differences(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
+    """Every candidate's paired difference to the baseline, with its interval."""
+    rows = [["", *found.metric_names]]
+    for row in found.candidates:
+        if differences := found.differences(row):
+            cells = [_difference(differences.get(name)) for name in found.metric_names]
+            rows.append([labels.get(row.name, row.name), *cells])
+    if len(rows) == 1:
+        return []
+    base = labels.get(found.baseline, found.baseline)
+    return [f"difference to {base}, image by image, with 95 % intervals; ~ where one holds zero:", *_table(rows)]
+
+
+def _difference(found: "Interval | None") -> str:
+    if found is None:
+        return "-"
+    value, low, high = found
+    return f"{value:+.4f} [{low:+.4f}, {high:+.4f}]{' ' if found.is_clear_of_zero else '~'}"
 
 
 def _mean(row: "CandidateScores", metric: str) -> str:

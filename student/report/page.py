@@ -19,6 +19,7 @@ from pipeline.system.progress import clock_text
 from student.evaluation.metrics import Metric
 from student.evaluation.scores import CandidateScores, Evaluation, Score
 from student.evaluation.scores_text import score_lines
+from student.evaluation.statistics import FEW
 from student.report import curves
 from student.report.curves import RunCurves
 from student.report.pictures import busiest_square, data_uri
@@ -143,10 +144,12 @@ def _mean(report: Report, label: str, metric: str) -> float | None:
 
 
 def _headline(report: Report) -> str:
-    student, bicubic = _mean(report, DTKD, "psnr_y"), _mean(report, BICUBIC, "psnr_y")
+    """What the student is worth, as far as the photos show it."""
     parts = [f"{_ratio_text(report.ratio)} faster than its teacher"] if report.ratio else []
-    if student is not None and bicubic is not None:
-        parts.append(f"{abs(student - bicubic):.2f} dB {'above' if student >= bicubic else 'below'} bicubic")
+    student, bicubic = _row(report, DTKD), _row(report, BICUBIC)
+    gain = student.difference(bicubic, "psnr_y") if student and bicubic and len(student.images) >= FEW else None
+    if gain and gain.is_clear_of_zero:
+        parts.append(f"{abs(gain.value):.2f} dB {'above' if gain.value > 0 else 'below'} bicubic")
     return f"The distilled student: {', '.join(parts)}" if parts else "The distilled student"
 
 
@@ -181,31 +184,22 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
     """Rows of the table of means."""
     found = report.evaluation
-    best = {m.name: _best(found, m) for m in found.metrics.metrics}
+    best = {name: found.clearly_best(name) for name in found.metric_names}
     for row in found.candidates:
         yield {
             "label": report.labels[row.name],
-            "figures": [_Figure(_number(row.mean(name), name), row.name in best[name]) for name in found.metric_names],
+            "figures": [_Figure(_number(row.mean(name), name), row is best[name]) for name in found.metric_names],
             "parameters": f"{row.parameters:,}" if row.parameters else _NONE,
             "seconds": _seconds(row.seconds),
         }
-
-
-def _best(found: Evaluation, metric: Metric) -> set[str]:
-    """Names of the networks (not the ground truth) with the best figure, as it is printed."""
-    means = {c.name: c.mean(metric.name) for c in found.candidates if c.role != "gt"}
-    known = {name: _number(value, metric.name) for name, value in means.items() if value is not None}
-    if not known:
-        return set()
-    best = (min if metric.lower_is_better else max)(known.values(), key=float)
-    return {name for name, value in known.items() if value == best}
 
 
 def _table_note(report: Report) -> str:
     found = report.evaluation
     notes = [
         f"Means over the held-out photos; arrows point to better. psnr_y (dB) and ssim_y on 8-bit BT.601 luma, "
-        f"{found.crop_border} border pixels left out. Blue: the best, ground truth aside.",
+        f"{found.crop_border} border pixels left out. Blue: better than all others but the ground truth, with "
+        f"95 % intervals of the differences that do not hold zero; nothing is blue on fewer than {FEW} photos.",
         *(f"{u.name} is missing: {u.reason}." for u in found.metrics.unavailable),
         *(f"{remark}." for remark in found.remarks),
     ]

@@ -1,5 +1,6 @@
 """Candidates other than networks: finished pictures, and teachers at work."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline import images
-from pipeline.system.errors import DtkdError
+from pipeline.system.errors import DtkdError, UsageError
 from student.evaluation.evaluate import EvaluationSettings, evaluate
 from student.evaluation.examples import bicubic, open_examples
 
@@ -69,6 +70,15 @@ def test_a_teacher_restores_the_images_with_noise_from_their_names(photos):
     assert first.candidates[1].role == "teacher" and first.candidates[1].seconds
     with pytest.raises(DtkdError, match="teacher:other: hand over"):
         evaluate(["teacher:other"], photos, FIDELITY, {"mine": teacher})
+
+
+def test_the_baseline_is_one_of_the_candidates(photos, outputs):
+    how = replace(FIDELITY, baseline=outputs.name)
+    found = evaluate([f"images:{outputs}"], photos, how)
+    assert found.differences(found.candidates[0])["psnr_y"] == (0, 0, 0) and not found.differences(found.candidates[1])
+    for wrong in ("gt", "tiny-x4"):
+        with pytest.raises(UsageError, match=f"baseline must be one of the candidates, bicubic, .* got {wrong}"):
+            evaluate([f"images:{outputs}"], photos, replace(FIDELITY, baseline=wrong))
 
 
 def test_the_command_loads_the_teacher(photos):

@@ -11,6 +11,7 @@ from cache_support import NoisyBicubic, make_corpus, settings
 
 from pipeline import config, images
 from pipeline.system.errors import DtkdError, UsageError
+from student.evaluation.scores import Score
 from student.report import curves
 from student.report.page import DTKD, GT_ONLY, _headline, _table_note
 from student.report.pictures import busiest_square
@@ -140,6 +141,29 @@ def test_where_all_photos_are_exact_the_page_says_so_instead_of_a_mean(made):
     assert re.fullmatch(r"The distilled student: [\d.]+ times faster than its teacher", _headline(report))
     assert _headline(replace(report, teacher_seconds=None)) == "The distilled student"
     assert "left out of all its means" in _table_note(report)
+
+
+@pytest.mark.parametrize(
+    ("photos", "gain", "expected"),
+    [
+        (12, 0.5, "The distilled student: 0.50 dB above bicubic"),
+        (9, 0.5, "The distilled student"),
+        (12, 0.0, "The distilled student"),
+    ],
+)
+def test_the_headline_claims_what_enough_photos_show(made, photos, gain, expected):
+    """Of differences that vary around the gain by .2 dB."""
+    found, values = made.evaluation, [20.0 + i for i in range(photos)]
+    figures = {"baseline": values, "student": [v + gain + 0.2 * (-1) ** i for i, v in enumerate(values)]}
+
+    def scored(candidate):
+        rows = figures.get(candidate.role, values)
+        scores = tuple(Score(str(i), {"psnr_y": value}, None) for i, value in enumerate(rows))
+        return replace(candidate, images=scores, exact={})
+
+    many = replace(found, candidates=tuple(map(scored, found.candidates)))
+    headline = _headline(replace(made, evaluation=many, teacher_seconds=None))
+    assert headline == expected
 
 
 def test_without_a_gt_only_run_the_rest_stands(made, tmp_path):
