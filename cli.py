@@ -143,7 +143,7 @@ def train_student(
 def evaluate(
     on_progress: OnProgress,
     candidates: Annotated[list[str], argument("CANDIDATE...", "Weights, runs, images:FOLDER, teacher:NAME, bicubic.")],
-    data: Annotated[Path, option("Folder with HR/ and LR/, or one of them; or a cache.")],
+    data: Annotated[list[Path], option("Folder with HR/ and LR/, or one of them; or a cache. Repeatable.")],
     metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
     out: Annotated[Path | None, option("Write metrics.json, metrics.csv and pictures there.")] = None,
     overwrite: options.OverwriteOption = False,
@@ -159,15 +159,15 @@ def evaluate(
     dtkd evaluate runs/a runs/b --data data/RealSR --metrics psnr_y,ssim_y,lpips,maniqa-pipal --out runs/scores
     dtkd evaluate tiny-x4 teacher:embedded images:outputs/osediff --data data/RealSR --crop-border 0
     """
-    from student.evaluation import evaluate as evaluation
+    from student.evaluation.evaluate import EvaluationSettings, evaluate_sets
     from teacher_cache.teachers import load_each
 
     asked = [name.removeprefix("teacher:") for name in candidates if name.startswith("teacher:")]
     teachers = load_each(asked, scale, device)
     given = {"crop_border": crop_border, "scale": scale, "limit": limit, "baseline": baseline}
     given |= {"device": device, "precision": precision}
-    how = config.load(evaluation.EvaluationSettings, None, [f"metrics={metrics}"], given)
-    return evaluation.evaluate(candidates, data, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress)
+    how = config.load(EvaluationSettings, None, [f"metrics={metrics}"], given)
+    return evaluate_sets(candidates, data, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress)
 
 
 @_command

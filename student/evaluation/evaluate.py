@@ -23,10 +23,10 @@ from student.evaluation import metrics
 from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_candidates
 from student.evaluation.examples import Example, ExampleSet, open_examples
 from student.evaluation.metrics import Loaded, Unavailable
-from student.evaluation.scores import CandidateScores, Evaluation, Score, exact_images
+from student.evaluation.scores import CandidateScores, Evaluation, Evaluations, Score, exact_images
 from student.networks import BrokenNetworkError
 
-__all__ = ["Evaluation", "EvaluationSettings", "evaluate"]
+__all__ = ["Evaluation", "EvaluationSettings", "Evaluations", "evaluate", "evaluate_sets"]
 
 OnImage = Callable[[str, str, Rgb], None]  # candidate's name, image's id, the restored image
 
@@ -112,9 +112,55 @@ def evaluate(
         UsageError: an unknown metric, or a baseline that is no candidate.
     """
     settings = settings or EvaluationSettings()
-    if out:
-        check_folder(out, "an evaluation", overwrite, _is_evaluation)
-    work = _prepare(candidates, data, settings, out, teachers)
+    given = load_candidates(candidates, settings.device, settings.precision, teachers)
+    return _run(_prepare(given, data, settings, out, overwrite), on_image, on_progress)
+
+
+def evaluate_sets(
+    candidates: Sequence[str | Path],
+    data: Sequence[Path],
+    settings: EvaluationSettings | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Evaluation | Evaluations:
+    """As `evaluate`, on one set or several, all of which are looked at before the first image is measured.
+
+    Args:
+        candidates: as `evaluate` takes them.
+        data: the sets.
+        settings: how.
+        teachers: by name.
+        out: where to write; of several sets, each into a folder of its name there.
+        overwrite: replace earlier evaluations.
+        on_progress: called after every image.
+
+    Raises:
+        DtkdError: as `evaluate`.
+        UsageError: as `evaluate`, or two sets have one name.
+    """
+    settings, names = settings or EvaluationSettings(), [path.resolve().name for path in data]
+    if len(set(names)) < len(names):
+        raise UsageError(f"sets must have different names, got {', '.join(names)}: evaluate them one by one")
+    given = load_candidates(candidates, settings.device, settings.precision, teachers)
+    outs = [out / name if out and len(data) > 1 else out for name in names]
+    works = [_prepare(given, path, settings, where, overwrite) for path, where in zip(data, outs, strict=True)]
+    total, found = sum(len(work.examples) for work in works), []
+    for work in works:
+        before = sum(len(work.examples) for work in works[: len(found)])
+        found.append(_run(work, None, on_progress and _part_of(on_progress, before, total)))
+    return found[0] if len(found) == 1 else Evaluations(dict(zip(names, found, strict=True)))
+
+
+def _part_of(on_progress: OnProgress, before: int, total: int) -> OnProgress:
+    """For the images of one set among those of all."""
+    return lambda event: on_progress(replace(event, done=before + event.done, total=total))
+
+
+def _run(work: _Work, on_image: OnImage | None, on_progress: OnProgress | None) -> Evaluation:
+    out = work.out
     if out:
         ensure_dir(out)
         atomic_write_json(out / "metrics.json", _result(work).to_json())  # so that after a stop the folder is ours
@@ -127,13 +173,10 @@ def evaluate(
 
 
 def _prepare(
-    candidates: Sequence[str | Path],
-    data: Path,
-    settings: EvaluationSettings,
-    out: Path | None,
-    teachers: Mapping[str, Teacher] | None,
+    given: Sequence[Candidate], data: Path, settings: EvaluationSettings, out: Path | None, overwrite: bool
 ) -> _Work:
-    given = load_candidates(candidates, settings.device, settings.precision, teachers)
+    if out:
+        check_folder(out, "an evaluation", overwrite, _is_evaluation)
     examples = open_examples(data, common_scale(given, settings.scale), settings.limit)
     device = choose(settings.device)
     loaded = _usable(_drop_without_reference(metrics.load(settings.metrics, device), examples))
@@ -205,7 +248,7 @@ def _score_all(work: _Work, sinks: Sequence[OnImage], on_progress: OnProgress | 
             for sink in sinks:
                 sink(name, image_id, image)
         if on_progress:
-            on_progress(ProgressEvent(index + 1, len(work.examples), "images", ""))
+            on_progress(ProgressEvent(index + 1, len(work.examples), "images"))
     if not any(work.scores.values()):
         last = work.skipped[-1]
         raise DtkdError(f"no image of {work.data} could be measured: {last.id}: {last.reason}")

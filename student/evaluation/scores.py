@@ -183,7 +183,7 @@ class Evaluation:
             "precision": candidate.precision,
             "seconds": candidate.seconds,
             "mean": {name: _finite(candidate.mean(name)) for name in self.metric_names},
-            "interval": {name: found[1:] for name in self.metric_names if (found := candidate.interval(name))},
+            "interval": {name: list(found[1:]) for name in self.metric_names if (found := candidate.interval(name))},
             "difference": {name: list(found) for name, found in self.differences(candidate).items()},
             "images": [
                 {"id": score.id, "seconds": score.seconds, **{k: _finite(v) for k, v in score.values.items()}}
@@ -204,6 +204,28 @@ class Evaluation:
             means = [candidate.mean(name) for name in self.metric_names]
             rows.writerow([candidate.name, "MEAN", *("" if m is None else m for m in means), candidate.seconds or ""])
         return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What was found on several sets, by their names."""
+
+    sets: dict[str, Evaluation]
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        failures = [f"{name}: {found.failure}" for name, found in self.sets.items() if found.failure]
+        return "; ".join(failures) or None
+
+    def lines(self) -> list[str]:
+        """For people: the sets' tables, one below the other."""
+        blocks = [[f"{name}:", *found.lines(), ""] for name, found in self.sets.items()]
+        return [line for block in blocks for line in block][:-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"sets": {name: found.to_json() for name, found in self.sets.items()}}
 
 
 def _finite(value: float | None) -> float | None:
