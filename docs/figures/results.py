@@ -44,6 +44,21 @@ def draw_mix() -> None:
     save(figure, "mix.svg")
 
 
+def draw_ceilings() -> None:
+    """Detail energy of trained students in every band against what the audit predicts for a deterministic one."""
+    found = read("2026-11-26-ceilings.json")
+    teacher, places = np.array(found["teacher"]), np.arange(len(found["bands"]))
+    figure, axes = pyplot.subplots(figsize=(7.5, 4), layout="constrained")
+    axes.bar(places, np.array(found["ceiling"]) / teacher, color="#d9d9d9", label="predicted ceiling")
+    axes.plot(places, np.array(found["bicubic"]) / teacher, "_", color="black", markersize=26, label="bicubic")
+    for (name, energy), marker in zip(found["students"].items(), "osD^v", strict=True):
+        axes.plot(places, np.array(energy) / teacher, marker, label=name)
+    axes.set_xticks(places, found["bands"])
+    axes.set(ylabel="RMS of the band, of the teacher's", ylim=(0.3, 1.02))
+    axes.legend(fontsize=8, ncols=2)
+    save(figure, "ceilings.svg")
+
+
 def save(figure: pyplot.Figure, name: str) -> None:
     """Write a plot, the same bytes every time."""
     figure.savefig(DOCS / name, format="svg", metadata={"Date": None, "Creator": None})
@@ -55,6 +70,7 @@ def main() -> None:
     style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "dtkd"}
     with pyplot.rc_context(style):
         draw_mix()
+        draw_ceilings()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,13 +40,26 @@ class ProgressEvent:
 OnProgress = Callable[[ProgressEvent], None]
 
 
+def part_of(on_progress: OnProgress, before: int, total: int, name: str = "") -> OnProgress:
+    """For a part of a longer work, of which `before` units were done ahead of it; `name` is remarked."""
+
+    def show(event: ProgressEvent) -> None:
+        note = ", ".join(text for text in (name, event.note) if text)
+        on_progress(replace(event, done=before + event.done, total=total, note=note))
+
+    return show
+
+
 class Pace:
-    """Units per second and seconds left, counted from the first event: what an earlier run did costs nothing now."""
+    """Units per second and seconds left, counted from the first event: what an earlier run did costs nothing now.
+
+    Another unit is other work, which is counted from its own first event.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing observed; `clock` returns seconds."""
         self._clock = clock
-        self._first: tuple[float, int] | None = None
+        self._first: tuple[float, int, str] | None = None
 
     def observe(self, event: ProgressEvent) -> tuple[float | None, float | None]:
         """Take an event in.
@@ -55,9 +68,9 @@ class Pace:
             units per second and seconds left; None while they cannot be known.
         """
         now = self._clock()
-        if self._first is None:
-            self._first = (now, event.done)
-        began, done_before = self._first
+        if self._first is None or self._first[2] != event.unit:
+            self._first = (now, event.done, event.unit)
+        began, done_before, _ = self._first
         elapsed, done = now - began, event.done - done_before
         if elapsed <= 0 or done <= 0:
             return None, None

@@ -17,7 +17,7 @@ from pipeline.system.device import Precision, choose, out_of_memory
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
-from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.progress import OnProgress, ProgressEvent, part_of
 from pipeline.teacher import Teacher
 from student.evaluation import metrics
 from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_candidates
@@ -150,13 +150,8 @@ def evaluate_sets(
     total, found = sum(len(work.examples) for work in works), []
     for work in works:
         before = sum(len(work.examples) for work in works[: len(found)])
-        found.append(_run(work, None, on_progress and _part_of(on_progress, before, total)))
+        found.append(_run(work, None, on_progress and part_of(on_progress, before, total)))
     return found[0] if len(found) == 1 else Evaluations(dict(zip(names, found, strict=True)))
-
-
-def _part_of(on_progress: OnProgress, before: int, total: int) -> OnProgress:
-    """For the images of one set among those of all."""
-    return lambda event: on_progress(replace(event, done=before + event.done, total=total))
 
 
 def _run(work: _Work, on_image: OnImage | None, on_progress: OnProgress | None) -> Evaluation:

@@ -23,7 +23,7 @@ from pipeline import config
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
-from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text, part_of
 from pipeline.system.words import plural
 from pipeline.training.run_folder import BusyRunError
 from student.evaluation.evaluate import EvaluationSettings, evaluate
@@ -141,7 +141,7 @@ def ablate(
     ensure_dir(out)
     if not (out / RESULT).exists():  # so that the folder is known as ours from the first run on
         atomic_write_json(out / RESULT, {"grid": grid.name, "baseline": grid.arms[0].name, "finished": False})
-    busy = [trial for trial in planned if not _train(cache, out, trial, on_progress)]
+    busy = _train_all(cache, out, planned, on_progress)
     if busy:
         raise DtkdError(
             f"{out}: other processes are training {plural(len(busy), 'run')}: the same command goes on later"
@@ -172,6 +172,16 @@ def _is_ablation(folder: Path) -> bool:
     except (OSError, DtkdError):
         return False
     return isinstance(record, dict) and {"grid", "baseline", "finished"} <= record.keys()
+
+
+def _train_all(cache: Path, out: Path, planned: Sequence[Trial], on_progress: OnProgress | None) -> list[Trial]:
+    """Train one run after the other; returns those that other processes are at."""
+    total, before, busy = sum(trial.settings.train.steps for trial in planned), 0, []
+    for trial in planned:
+        if not _train(cache, out, trial, on_progress and part_of(on_progress, before, total, trial.name)):
+            busy.append(trial)
+        before += trial.settings.train.steps
+    return busy
 
 
 def _train(cache: Path, out: Path, trial: Trial, on_progress: OnProgress | None) -> bool:

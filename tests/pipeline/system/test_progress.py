@@ -24,6 +24,23 @@ def test_pace_counts_from_the_first_event_so_that_a_resumed_run_tells_the_truth(
     assert left == 10
 
 
+def test_another_unit_is_other_work_with_a_pace_of_its_own():
+    clock = Clock()
+    pace = Pace(clock)
+    for done in (0, 1000):
+        pace.observe(ProgressEvent(done, 1000, "steps"))
+        clock.now += 500
+    assert pace.observe(ProgressEvent(0, 10, "images")) == (None, None)
+    clock.now += 2
+    assert pace.observe(ProgressEvent(1, 10, "images")) == (0.5, 18)
+
+
+def test_a_part_of_a_longer_work_counts_on():
+    seen = []
+    progress.part_of(seen.append, before=20, total=50, name="second")(ProgressEvent(3, 10, "steps", "loss 1"))
+    assert seen == [ProgressEvent(23, 50, "steps", "second, loss 1")]
+
+
 def test_plain_lines_are_few_and_the_last_one_is_never_missing():
     clock, stream = Clock(), io.StringIO()
     show = progress._plain("work", stream, clock)

@@ -35,7 +35,11 @@ def made(tmp_path_factory):
     for name in ("astronaut", "coffee", "chelsea"):
         Image.fromarray(getattr(photos, name)()[100:164, 100:164]).save(folder / "set" / "HR" / f"{name}.png")
     planned = trials(GRID, BASE, None, seeds=2)
-    found = ablate(cache, folder / "out", GRID, planned, folder / "set", ("psnr_y", "ssim_y"))
+    events = []
+    found = ablate(cache, folder / "out", GRID, planned, folder / "set", ("psnr_y", "ssim_y"), events.append)
+    steps = [(event.done, event.total, event.note.split(",")[0]) for event in events if event.unit == "steps"]
+    assert {(2, 8, "gt-only-seed0"), (3, 8, "strong-seed0"), (8, 8, "strong-seed1")} <= set(steps)
+    assert [done for done, *_ in steps] == sorted(done for done, *_ in steps)
     return folder, cache, planned, found
 
 
