@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import config
-from pipeline.system import commands
+from pipeline.system import commands, device
 from pipeline.system.device import Precision
 from pipeline.system.files import expand_home
 from pipeline.system.results import Result
@@ -32,6 +32,7 @@ class _Commands(TyperGroup):
 
 def application(description: str) -> typer.Typer:
     """A command line without commands, whose failures are one line."""
+    device.share_cpus()
     return typer.Typer(
         cls=_Commands,
         help=description,
