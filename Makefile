@@ -33,7 +33,7 @@ SOURCES := cli.py examples pipeline student teacher_cache tests
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (about 5 minutes on two cores)
+demo: $(STAMP)  ## both stages on sample photos with the embedded teacher, then a report (3 to 5 minutes on two cores)
 	$(BIN)/dtkd teacher-cache sample $(DEMO)/cache --hold-out 4
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/gt-only $(DEMO_TRAIN) --set loss.lambda_max=0
 	$(BIN)/dtkd train-student $(DEMO)/cache $(DEMO)/dtkd --config recipes/realism.toml $(DEMO_TRAIN)
