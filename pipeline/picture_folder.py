@@ -17,6 +17,7 @@ class PictureFolder:
 
     Attributes:
         paths: by the picture's path without suffix, relative to the folder.
+        label: for people.
     """
 
     paths: Mapping[str, Path]
@@ -41,7 +42,7 @@ class PictureFolder:
             name = path.relative_to(folder).with_suffix("").as_posix()
             if (other := paths.setdefault(name, path)) != path:
                 raise DtkdError(f"{kind}:{folder}: {other.name} and {path.name} are both for photo {name}: remove one")
-        self.paths = paths
+        self.paths, self.label = paths, f"{kind}:{folder.name}"
         self._stems = Counter(path.stem for path in files)
 
     def find(self, name: str) -> Path | None:
@@ -49,6 +50,24 @@ class PictureFolder:
         stem = Path(name).name
         alone = self.paths.get(stem) if self._stems[stem] == 1 else None
         return self.paths.get(name) or alone
+
+    def refuse_shared(self, photos: Mapping[str, str]) -> None:
+        """Refuse photos of which two have the same picture, which then is not known to be of either.
+
+        Args:
+            photos: names as `find` takes them, by what the user knows the photos as.
+
+        Raises:
+            DtkdError: two of them find one picture.
+        """
+        taken: dict[Path, str] = {}
+        for photo, name in photos.items():
+            found = self.find(name)
+            if found and (other := taken.setdefault(found, photo)) != photo:
+                raise DtkdError(
+                    f"{self.label}: {found.name} would serve {other} and {photo}: "
+                    "name the pictures by the photos' relative paths, one for each"
+                )
 
     def has_several(self, name: str) -> bool:
         """Whether several pictures have the stem of this name."""

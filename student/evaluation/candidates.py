@@ -145,6 +145,7 @@ def _finished(where: str) -> Candidate:
         if missing:
             some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
             raise DtkdError(f"images:{where} has no picture for {plural(len(missing), 'image')} of the data: {some}")
+        folder.refuse_shared({name: name for name in examples.ids})
 
     def restore(example: Example) -> Restored:
         path = folder.find(example.id)

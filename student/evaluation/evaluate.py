@@ -113,7 +113,8 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     given = load_candidates(candidates, settings.device, settings.precision, teachers)
-    return _run(_prepare(given, data, settings, out, overwrite), on_image, on_progress)
+    loaded = metrics.load(settings.metrics, choose(settings.device))
+    return _run(_prepare(given, data, settings, loaded, out, overwrite), on_image, on_progress)
 
 
 def evaluate_sets(
@@ -145,8 +146,9 @@ def evaluate_sets(
     if len(set(names)) < len(names):
         raise UsageError(f"sets must have different names, got {', '.join(names)}: evaluate them one by one")
     given = load_candidates(candidates, settings.device, settings.precision, teachers)
+    loaded = metrics.load(settings.metrics, choose(settings.device))
     outs = [out / name if out and len(data) > 1 else out for name in names]
-    works = [_prepare(given, path, settings, where, overwrite) for path, where in zip(data, outs, strict=True)]
+    works = [_prepare(given, path, settings, loaded, where, overwrite) for path, where in zip(data, outs, strict=True)]
     total, found = sum(len(work.examples) for work in works), []
     for work in works:
         before = sum(len(work.examples) for work in works[: len(found)])
@@ -168,13 +170,18 @@ def _run(work: _Work, on_image: OnImage | None, on_progress: OnProgress | None) 
 
 
 def _prepare(
-    given: Sequence[Candidate], data: Path, settings: EvaluationSettings, out: Path | None, overwrite: bool
+    given: Sequence[Candidate],
+    data: Path,
+    settings: EvaluationSettings,
+    loaded: Loaded,
+    out: Path | None,
+    overwrite: bool,
 ) -> _Work:
     if out:
         check_folder(out, "an evaluation", overwrite, _is_evaluation)
     examples = open_examples(data, common_scale(given, settings.scale), settings.limit)
     device = choose(settings.device)
-    loaded = _usable(_drop_without_reference(metrics.load(settings.metrics, device), examples))
+    loaded = _usable(_drop_without_reference(loaded, examples))
     border = examples.scale if settings.crop_border is None else settings.crop_border
     everyone = candidates_for(examples, given)
     names, baseline = [candidate.name for candidate in everyone], settings.baseline

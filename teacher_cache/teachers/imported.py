@@ -62,14 +62,7 @@ class ImportedTeacher(Teacher):
 
     def check_photos(self, photos: Iterable[str]) -> None:
         """Refuse photos of which two have the same picture."""
-        taken: dict[Path, str] = {}
-        for photo in photos:
-            found = self._folder.find(_name(photo))
-            if found and (other := taken.setdefault(found, photo)) != photo:
-                raise DtkdError(
-                    f"{self.name}: {found.name} would serve {other} and {photo}: "
-                    "name the imported pictures by the photos' relative paths, one for each"
-                )
+        self._folder.refuse_shared({photo: _name(photo) for photo in photos})
 
     def unsuited(self, degradation: str) -> str | None:
         """See Teacher."""

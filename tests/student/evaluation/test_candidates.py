@@ -55,6 +55,15 @@ def test_a_missing_picture_is_named_before_anything_is_measured(photos, outputs)
         evaluate([f"images:{outputs}"], photos, FIDELITY, on_progress=lambda event: pytest.fail("it began"))
 
 
+def test_one_picture_does_not_serve_two_images(photos, tmp_path):
+    photo = next((photos / "HR").iterdir())
+    for folder in ("HR/a", "HR/b", "outputs"):
+        (tmp_path / folder).mkdir(parents=True)
+        images.save(tmp_path / folder / "same.png", images.load_rgb(photo))
+    with pytest.raises(DtkdError, match=r"same\.png would serve a/same and b/same"):
+        evaluate([f"images:{tmp_path / 'outputs'}"], tmp_path, FIDELITY)
+
+
 def test_a_picture_of_another_size_is_named_and_left_out_for_all(photos, outputs):
     wrong = next(outputs.rglob("*.png"))
     images.save(wrong, np.zeros((8, 8, 3), np.uint8))
