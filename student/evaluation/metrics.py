@@ -11,7 +11,7 @@ Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 import contextlib
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from pipeline.system.words import nearest
 from student.evaluation import offline
 
 Setting = str | int | float | bool
-Reference = Literal["gt", "teacher"]
+Reference = Literal["gt", "teacher", "lr"]
 
 OURS = ("psnr_y", "ssim_y", "teacher_psnr_y")
 DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
@@ -34,7 +34,7 @@ DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
 # pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
 _YCBCR: dict[str, Setting] = {"color_space": "ycbcr"}
 _YCBCR_LUMA: dict[str, Setting] = {"test_y_channel": True, "color_space": "ycbcr"}
-PINNED: dict[str, dict[str, Setting]] = {
+PINNED: Mapping[str, Mapping[str, Setting]] = {
     "psnry": _YCBCR_LUMA,
     "ssim": _YCBCR_LUMA,
     "ms_ssim": _YCBCR_LUMA,
@@ -83,12 +83,13 @@ class Loaded:
     unavailable: tuple[Unavailable, ...]
 
 
-def load(names: Sequence[str], device: str = "cpu") -> Loaded:
+def load(names: Sequence[str], device: str = "cpu", pins: Mapping[str, Mapping[str, Setting]] = PINNED) -> Loaded:
     """Make metrics ready by name; the ones that cannot run here are told apart within seconds.
 
     Args:
         names: `psnr_y`, `ssim_y`, `teacher_psnr_y`, and any pyiqa name that measures one image.
         device: where pyiqa's networks run.
+        pins: what is asked of pyiqa's metrics beyond their own defaults, by name; a protocol's own replace `PINNED`.
 
     Raises:
         UsageError: if a name is unknown; it names the nearest known one.
@@ -96,7 +97,7 @@ def load(names: Sequence[str], device: str = "cpu") -> Loaded:
     ready: list[Metric] = []
     missing: list[Unavailable] = []
     for name in dict.fromkeys(names):
-        metric = _ours(name) or _pyiqa(name, device)
+        metric = _ours(name) or _pyiqa(name, device, pins.get(name, {}))
         if isinstance(metric, Metric):
             ready.append(metric)
         else:
@@ -119,7 +120,7 @@ def _ours(name: str) -> Metric | None:
     return Metric(name, "teacher" if name == "teacher_psnr_y" else "gt", False, settings, measure)
 
 
-def _pyiqa(name: str, device: str) -> Metric | Unavailable:
+def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unavailable:
     torchvision_guard.apply()
     try:
         import pyiqa
@@ -132,7 +133,6 @@ def _pyiqa(name: str, device: str) -> Metric | Unavailable:
         raise UsageError(f"unknown metric {name!r}: the nearest known one is {near!r}")
 
     create: Callable[..., Any] = pyiqa.create_metric
-    pins = PINNED.get(name, {})
     net = _without_or_with_network(lambda: create(name, device=torch.device(device), **pins), name)
     if isinstance(net, Unavailable):
         return net

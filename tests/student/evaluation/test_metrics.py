@@ -86,6 +86,13 @@ def test_pinned_pyiqa_agrees_with_ours(pair):
     assert ssim.measure(*pair, 4) == pytest.approx(metrics.ssim_y(*pair, 0), abs=2e-3)
 
 
+def test_the_pins_given_replace_our_own(pair):
+    """Without pins pyiqa's own luma is taken: YIQ."""
+    (ours,), (theirs,) = metrics.load(["psnry"]).metrics, metrics.load(["psnry"], pins={}).metrics
+    assert theirs.settings.get("color_space") != "ycbcr"
+    assert abs(theirs.measure(*pair, 0) - ours.measure(*pair, 0)) > 0.1
+
+
 def test_piqe_needs_no_reference_and_no_download(pair):
     loaded = metrics.load(["piqe"])
     (piqe,) = loaded.metrics
