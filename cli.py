@@ -144,10 +144,11 @@ def evaluate(
     on_progress: OnProgress,
     candidates: Annotated[list[str], argument("CANDIDATE...", "Weights, runs, images:FOLDER, teacher:NAME, bicubic.")],
     data: Annotated[list[Path], option("Folder with HR/ and LR/, or one of them; or a cache. Repeatable.")],
-    metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
-    out: Annotated[Path | None, option("Write metrics.json, metrics.csv and pictures there.")] = None,
+    protocol: Annotated[str, option("How figures are taken: classical, osediff, noref.")] = "classical",
+    metrics: Annotated[str | None, option("psnr_y and others, by commas.  [default: the protocol's]")] = None,
+    out: Annotated[Path | None, option("Write metrics.json, .csv, .md and pictures there.")] = None,
     overwrite: options.OverwriteOption = False,
-    crop_border: Annotated[int | None, option("Pixels left out by psnr_y, ssim_y.  [default: scale]")] = None,
+    crop_border: Annotated[int | None, option("Pixels left out by psnr_y.  [default: the protocol's]")] = None,
     scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
     limit: Annotated[int | None, option("Take the first images only.")] = None,
     baseline: Annotated[str, option("Candidate that the others are compared with.")] = "bicubic",
@@ -164,9 +165,9 @@ def evaluate(
 
     asked = [name.removeprefix("teacher:") for name in candidates if name.startswith("teacher:")]
     teachers = load_each(asked, scale, device)
-    given = {"crop_border": crop_border, "scale": scale, "limit": limit, "baseline": baseline}
+    given = {"protocol": protocol, "crop_border": crop_border, "scale": scale, "limit": limit, "baseline": baseline}
     given |= {"device": device, "precision": precision}
-    how = config.load(EvaluationSettings, None, [f"metrics={metrics}"], given)
+    how = config.load(EvaluationSettings, None, [f"metrics={metrics}"] if metrics is not None else [], given)
     return evaluate_sets(candidates, data, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress)
 
 

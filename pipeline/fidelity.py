@@ -1,4 +1,6 @@
-"""psnr_y and ssim_y as the super-resolution literature takes them: 8-bit images, BT.601 luma, a border left out.
+"""Fidelity of 8-bit images to a reference, and to the LR image that they were made of.
+
+psnr_y and ssim_y are as the super-resolution literature takes them: BT.601 luma, a border left out.
 
 Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 """
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from pipeline.filters import resize_bicubic
 from pipeline.images import Rgb
 from pipeline.system.errors import DtkdError
 
@@ -60,6 +63,29 @@ def ssim_y(sr: Rgb, gt: Rgb, crop_border: int) -> float:
     luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     structure = (2 * covariance + c2) / (var_a + var_b + c2)
     return float(np.mean(luminance * structure))
+
+
+def lr_psnr(sr: Rgb, lr: Rgb) -> float:
+    """PSNR of the restored image, brought back to the LR image's size, toward the LR image: dB, higher is better.
+
+    MATLAB-compatible bicubic with antialiasing, rounded to 8 bits, all three channels, whole image (LR-PSNR of Lugmayr
+    et al., NTIRE 2021). Infinite for equal images. An LR image with noise or blur of its own is not to be met exactly.
+
+    Args:
+        sr: (s h, s w, 3) uint8.
+        lr: (h, w, 3) uint8.
+    """
+    reduced = np.clip(np.rint(resize_bicubic(sr.astype(np.float64), *lr.shape[:2])), 0, 255)
+    error = np.mean((reduced - lr) ** 2)
+    return float(10 * np.log10(255**2 / error)) if error else math.inf
+
+
+def colour_drift(sr: Rgb, lr: Rgb) -> float:
+    """Mean over the colour channels of |mean of the restored image - mean of the LR image|, 8-bit levels.
+
+    Means over the whole image, because finer ones would count the noise of a `real` LR image that was removed.
+    """
+    return float(np.abs(sr.mean(axis=(0, 1)) - lr.mean(axis=(0, 1))).mean())
 
 
 def _luma_pair(sr: Rgb, gt: Rgb, crop_border: int, at_least: int) -> tuple[NDArray, NDArray]:

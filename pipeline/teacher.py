@@ -50,6 +50,8 @@ class Teacher(Protocol):
 
     sees_context: bool = True
     """Whether its pictures depend on what surrounds a tile, so that stage one should show it."""
+    parameters: int | None = None
+    """How many weights it has; None where that is not known."""
     trained_on: frozenset[str] = frozenset()
     """Photos that it was trained on, as `pipeline.system.files.sample_file` identifies them; empty: not known."""
 

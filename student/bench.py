@@ -9,15 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.system.device import ResolvedPrecision, cpu_threads
+from pipeline.system.device import ResolvedPrecision, cpu_threads, measuring_memory
 from pipeline.system.errors import DtkdError
 from pipeline.system.results import plain
 from student.contenders import (
@@ -189,28 +187,10 @@ def _peak_memory(setup: Setup, task: Task, size: InputSize, contender: Contender
 
 
 def _own_peak_memory(setup: Setup, task: Task, size: InputSize, contender: Contender) -> int | None:
-    """Peak bytes of the second turn, beyond what is there before the first one."""
+    """Peak bytes of a turn, beyond what is there before it; an earlier one has compiled and warmed up."""
     with cpu_threads(setup.threads), random_student(setup) as student:
         turn = prepare_turn(contender, setup, task, size, student)
-        before = _memory(setup.device, peak=False)
         turn()
-        if setup.device == "cpu":
-            with suppress(OSError):  # compilation may have taken more than the network does
-                Path("/proc/self/clear_refs").write_text("5")
-        elif setup.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats(setup.device)
-        turn()
-        peak = _memory(setup.device, peak=True)
-    return None if before is None or peak is None else peak - before
-
-
-def _memory(device: str, *, peak: bool) -> int | None:
-    """Bytes that this process has, or has had at most, on the device."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    name = "VmHWM:" if peak else "VmRSS:"
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(name)), None)
+        with measuring_memory(setup.device) as peak:
+            turn()
+    return peak.bytes

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.system.errors import UsageError
@@ -110,6 +111,75 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
     )
+
+
+class PeakMemory:
+    """What a block of `measuring_memory` took; `bytes` is None until it ends, and where it cannot be measured."""
+
+    bytes: int | None = None
+
+
+@contextmanager
+def measuring_memory(device: str) -> Iterator[PeakMemory]:
+    """Measure the most memory that the block takes on a device, beyond what is held when it begins.
+
+    On a CPU that is the resident memory of the whole process, on Linux alone; what the C library keeps of freed memory
+    is given back first, for the block would use it unseen.
+    """
+    import torch
+
+    peak, before = PeakMemory(), None
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    elif torch.device(device).type == "cpu" and _forget_peak():
+        before = _resident("VmRSS:")
+    yield peak
+    most = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _resident("VmHWM:")
+    peak.bytes = None if before is None or most is None else max(0, most - before)
+
+
+def _forget_peak() -> bool:
+    """Have the kernel measure this process's peak anew, and the C library give back what was freed."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):  # no Linux, or another C library
+        return False
+    return True
+
+
+def _resident(entry: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(entry)), None)
+
+
+def environment() -> dict[str, str]:
+    """Versions, processor and threads that figures were measured with."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    about = {"python": platform.python_version(), "machine": platform.machine(), "processor": _processor()}
+    if torch.cuda.is_available():
+        about["gpu"] = torch.cuda.get_device_name()
+    return about | {"threads": str(torch.get_num_threads())} | {name: version(name) for name in ("torch", "dtkd")}
+
+
+def _processor() -> str:
+    """Name of the CPU's model, as far as the system tells."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or "unknown")
 
 
 def keep_freed_memory() -> None:

@@ -48,6 +48,9 @@ class Candidate:
         restore: gives its version of an example; None where it has none.
         precision: what its network computes in; None without one.
         scale: output pixels to an LR pixel; None where it has none of its own.
+        works: whether it computes something here, so that its cost can be measured.
+        device: where it computes.
+        count: does the operations that its cost counts, where those are not simply what `restore` does.
         check: looks at the images before the work begins, and raises a DtkdError where it cannot have them all.
     """
 
@@ -58,6 +61,9 @@ class Candidate:
     restore: Callable[[Example], Restored | None]
     precision: ResolvedPrecision | None = None
     scale: int | None = None
+    works: bool = False
+    device: str = "cpu"
+    count: Callable[[Example], object] | None = None
     check: Callable[[ExampleSet], None] | None = None
 
 
@@ -98,10 +104,20 @@ def _load(text: str, device: str, precision: Precision, teachers: Mapping[str, T
         name = text.removeprefix(TEACHER)
         if name not in teachers:
             raise DtkdError(f"{text}: hand over that teacher, loaded, in `teachers`")
-        return _at_work(name, teachers[name])
+        return _at_work(name, teachers[name], device)
     network = load_network(text, device, precision)
-    path, restore = str(network.path), _network(network)
-    return Candidate(network.name, "student", path, network.parameters, restore, network.precision, network.scale)
+    return Candidate(
+        network.name,
+        "student",
+        str(network.path),
+        network.parameters,
+        _network(network),
+        network.precision,
+        network.scale,
+        works=True,
+        device=network.device,
+        count=_in_fp32(network),
+    )
 
 
 def common_scale(given: Sequence[Candidate], wanted: int | None) -> int | None:
@@ -155,7 +171,7 @@ def _finished(where: str) -> Candidate:
     return Candidate(Path(where).resolve().name, "outputs", where, None, restore, check=check)
 
 
-def _at_work(name: str, teacher: Teacher) -> Candidate:
+def _at_work(name: str, teacher: Teacher, device: str) -> Candidate:
     """A teacher that restores the images here and now; its noise is a function of the image's name."""
 
     def restore(example: Example) -> Restored:
@@ -164,7 +180,10 @@ def _at_work(name: str, teacher: Teacher) -> Candidate:
             sr, seconds = _timed(lambda: teacher.restore(lr, [seed]).float().cpu())
         return Restored(images.to_image(sr[0]), seconds)
 
-    return Candidate(Path(name).name, "teacher", None, None, restore, scale=teacher.scale)
+    parameters = teacher.parameters
+    return Candidate(
+        Path(name).name, "teacher", None, parameters, restore, scale=teacher.scale, works=True, device=device
+    )
 
 
 def _bicubic(scale: int) -> Callable[[Example], Restored]:
@@ -172,18 +191,22 @@ def _bicubic(scale: int) -> Callable[[Example], Restored]:
 
 
 def _network(network: Network) -> Callable[[Example], Restored]:
-    warm = False
-
     def restore(example: Example) -> Restored:
-        nonlocal warm
         lr = images.to_tensor(example.lr)[None].to(network.device)  # (1, 3, h, w)
-        if not warm:  # the first pass sets up kernels and memory; that is no part of the pace
-            network.restore(lr)
-            warm = True
         sr, seconds = _timed(lambda: network.restore(lr))
         return Restored(images.to_image(sr[0]), seconds)
 
     return restore
+
+
+def _in_fp32(network: Network) -> Callable[[Example], object]:
+    """A forward pass whose operations do not depend on how bf16 is computed."""
+
+    @torch.inference_mode()
+    def forward(example: Example) -> object:
+        return network.forward(images.to_tensor(example.lr)[None].to(network.device))
+
+    return forward
 
 
 def _teacher(seconds_per_pixel: float | None) -> Callable[[Example], Restored | None]:

@@ -1,34 +1,32 @@
-"""Evaluation: restore images with every candidate, measure them, and write what came out.
+"""Evaluation: restore images with every candidate, measure them by a protocol, and write what came out.
 
 Beside the candidates stand always `bicubic`, where there are references `gt`, and on a cache's held-out samples the
-`teacher`. Images run one at a time, each with every candidate, so that memory does not grow with the set.
-An image that cannot be read or measured is left out for all candidates, and named with the reason.
+`teacher`. How the work is done stands in `measuring`.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline import images
-from pipeline.corpus import Skipped
 from pipeline.images import Rgb
-from pipeline.system.device import Precision, choose, out_of_memory
+from pipeline.system.device import Precision, choose, environment
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
-from pipeline.system.progress import OnProgress, ProgressEvent, part_of
+from pipeline.system.progress import OnProgress, part_of
 from pipeline.teacher import Teacher
-from student.evaluation import metrics
+from student.evaluation import metrics, tables
 from student.evaluation.candidates import Candidate, candidates_for, common_scale, load_candidates
-from student.evaluation.examples import Example, ExampleSet, open_examples
+from student.evaluation.examples import ExampleSet, open_examples
+from student.evaluation.measuring import Work, score_all
 from student.evaluation.metrics import Loaded, Unavailable
-from student.evaluation.scores import CandidateScores, Evaluation, Evaluations, Score, exact_images
-from student.networks import BrokenNetworkError
+from student.evaluation.protocols import find_protocol
+from student.evaluation.scores import CandidateScores, Evaluation, Evaluations, exact_images
 
 __all__ = ["Evaluation", "EvaluationSettings", "Evaluations", "evaluate", "evaluate_sets"]
 
-OnImage = Callable[[str, str, Rgb], None]  # candidate's name, image's id, the restored image
+OnPicture = Callable[[str, str, str, Rgb], None]
+"""(set's name, candidate's name, image's id, the restored image), all candidates of an image one after the other."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,9 @@ class EvaluationSettings:
     """How to evaluate.
 
     Attributes:
-        metrics: names, see `student.evaluation.metrics.load`.
-        crop_border: pixels left out on each side by psnr_y and ssim_y; None takes the scale.
+        protocol: name, see `student.evaluation.protocols`.
+        metrics: names, see `student.evaluation.metrics.load`; None takes the protocol's.
+        crop_border: pixels left out on each side by psnr_y and ssim_y; None takes the protocol's.
         scale: None takes the checkpoints' own (or a cache's, or 4).
         limit: take the first `limit` images only.
         device: torch device, or `auto`: a GPU where there is one.
@@ -45,7 +44,8 @@ class EvaluationSettings:
         baseline: name of the candidate that the others are compared with, as it stands in the table.
     """
 
-    metrics: tuple[str, ...] = metrics.DEFAULT_METRICS
+    protocol: str = "classical"
+    metrics: tuple[str, ...] | None = None
     crop_border: int | None = None
     scale: int | None = None
     limit: int | None = None
@@ -55,31 +55,13 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that mean nothing."""
+        find_protocol(self.protocol)
         for name, least in (("crop_border", 0), ("limit", 1), ("scale", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} must be at least {least}, got {value}")
-        if not self.metrics:
+        if self.metrics is not None and not self.metrics:
             raise UsageError("metrics must name at least one metric, for example psnr_y,ssim_y,piqe")
-
-
-@dataclass
-class _Work:
-    """An evaluation at work: who restores which images, what is measured, and what was found so far."""
-
-    data: Path
-    examples: ExampleSet
-    candidates: list[Candidate]
-    metrics: Loaded
-    crop_border: int
-    device: str
-    baseline: str
-    scores: dict[str, list[Score]] = field(default_factory=lambda: defaultdict(list))
-    """By candidate."""
-    out: Path | None = None
-    skipped: list[Skipped] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    """Metrics that failed, and why."""
 
 
 def evaluate(
@@ -90,7 +72,7 @@ def evaluate(
     *,
     out: Path | None = None,
     overwrite: bool = False,
-    on_image: OnImage | None = None,
+    on_picture: OnPicture | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation:
     """Measure candidates, and the baselines beside them, on a data folder or a cache's held-out samples.
@@ -101,20 +83,18 @@ def evaluate(
         data: see `student.evaluation.examples`.
         settings: how.
         teachers: the teachers of `teacher:NAME`, by NAME.
-        out: write metrics.json, metrics.csv and NAME/ID.png there.
+        out: write metrics.json, metrics.csv, metrics.md and NAME/ID.png there.
         overwrite: replace an earlier evaluation in `out`.
-        on_image: called with every restored image.
+        on_picture: called with every restored image.
         on_progress: called after every image.
 
     Raises:
         DtkdError: nothing usable in `data`, nothing that can be measured, a candidate that is none or broken or has no
             picture of an image, candidates of several scales, or `out` holds something already.
-        UsageError: an unknown metric, or a baseline that is no candidate.
+        UsageError: an unknown protocol or metric, or a baseline that is no candidate.
     """
-    settings = settings or EvaluationSettings()
-    given = load_candidates(candidates, settings.device, settings.precision, teachers)
-    loaded = metrics.load(settings.metrics, choose(settings.device))
-    return _run(_prepare(given, data, settings, loaded, out, overwrite), on_image, on_progress)
+    works = _look(candidates, [data], settings or EvaluationSettings(), teachers or {}, [out], overwrite)
+    return _run_all(works, on_picture, on_progress)[0]
 
 
 def evaluate_sets(
@@ -125,6 +105,7 @@ def evaluate_sets(
     *,
     out: Path | None = None,
     overwrite: bool = False,
+    on_picture: OnPicture | None = None,
     on_progress: OnProgress | None = None,
 ) -> Evaluation | Evaluations:
     """As `evaluate`, on one set or several, all of which are looked at before the first image is measured.
@@ -136,77 +117,114 @@ def evaluate_sets(
         teachers: by name.
         out: where to write; of several sets, each into a folder of its name there.
         overwrite: replace earlier evaluations.
+        on_picture: called with every restored image.
         on_progress: called after every image.
 
     Raises:
         DtkdError: as `evaluate`.
         UsageError: as `evaluate`, or two sets have one name.
     """
-    settings, names = settings or EvaluationSettings(), [path.resolve().name for path in data]
+    names = [path.resolve().name for path in data]
     if len(set(names)) < len(names):
         raise UsageError(f"sets must have different names, got {', '.join(names)}: evaluate them one by one")
-    given = load_candidates(candidates, settings.device, settings.precision, teachers)
-    loaded = metrics.load(settings.metrics, choose(settings.device))
     outs = [out / name if out and len(data) > 1 else out for name in names]
-    works = [_prepare(given, path, settings, loaded, where, overwrite) for path, where in zip(data, outs, strict=True)]
-    total, found = sum(len(work.examples) for work in works), []
-    for work in works:
-        before = sum(len(work.examples) for work in works[: len(found)])
-        found.append(_run(work, None, on_progress and part_of(on_progress, before, total)))
+    works = _look(candidates, data, settings or EvaluationSettings(), teachers or {}, outs, overwrite)
+    found = _run_all(works, on_picture, on_progress)
     return found[0] if len(found) == 1 else Evaluations(dict(zip(names, found, strict=True)))
 
 
-def _run(work: _Work, on_image: OnImage | None, on_progress: OnProgress | None) -> Evaluation:
-    out = work.out
+@dataclass(frozen=True)
+class _Set:
+    """An evaluation that is about to begin."""
+
+    work: Work
+    settings: EvaluationSettings
+    device: str
+
+
+def _look(
+    candidates: Sequence[str | Path],
+    data: Sequence[Path],
+    settings: EvaluationSettings,
+    teachers: Mapping[str, Teacher],
+    outs: Sequence[Path | None],
+    overwrite: bool,
+) -> list[_Set]:
+    """Load everything and look at all sets, before the first image is measured."""
+    device, protocol = choose(settings.device), find_protocol(settings.protocol)
+    given = load_candidates(candidates, device, settings.precision, teachers)
+    loaded = metrics.load(protocol.metrics if settings.metrics is None else settings.metrics, device, protocol.pins)
+    sets = []
+    for path, out in zip(data, outs, strict=True):
+        if out:
+            check_folder(out, "an evaluation", overwrite, _is_evaluation)
+        examples = open_examples(path, common_scale(given, settings.scale), settings.limit)
+        usable = _usable(_drop_without_reference(loaded, examples))
+        borders = (settings.crop_border, protocol.crop_border, examples.scale)
+        border = next(border for border in borders if border is not None)
+        everyone = candidates_for(examples, given)
+        _check_baseline(settings.baseline, everyone)
+        work = Work(path, examples, everyone, usable, border, out=out, skipped=list(examples.skipped))
+        sets.append(_Set(work, settings, device))
+    return sets
+
+
+def _check_baseline(baseline: str, everyone: Sequence[Candidate]) -> None:
+    names = [candidate.name for candidate in everyone]
+    if baseline not in names or baseline == "gt":
+        raise UsageError(f"baseline must be one of the candidates, {', '.join(names)}, and not gt, got {baseline}")
+
+
+def _run_all(sets: Sequence[_Set], on_picture: OnPicture | None, on_progress: OnProgress | None) -> list[Evaluation]:
+    total, found = sum(len(one.work.examples) for one in sets), []
+    for one in sets:
+        before = sum(len(earlier.work.examples) for earlier in sets[: len(found)])
+        found.append(_run(one, on_picture, on_progress and part_of(on_progress, before, total)))
+    return found
+
+
+def _run(one: _Set, on_picture: OnPicture | None, on_progress: OnProgress | None) -> Evaluation:
+    work, out, name = one.work, one.work.out, one.work.data.resolve().name
     if out:
         ensure_dir(out)
-        atomic_write_json(out / "metrics.json", _result(work).to_json())  # so that after a stop the folder is ours
-    _score_all(work, [sink for sink in (on_image, _png_writer(out) if out else None) if sink], on_progress)
-    result = _result(work)
+        atomic_write_json(out / "metrics.json", _result(one).to_json())  # so that after a stop the folder is ours
+
+    def on_image(candidate: str, image_id: str, image: Rgb) -> None:
+        if on_picture:
+            on_picture(name, candidate, image_id, image)
+
+    score_all(work, on_image, on_progress)
+    result = _result(one)
     if out:
         atomic_write_json(out / "metrics.json", result.to_json())
-        atomic_write_bytes(out / "metrics.csv", result.to_csv().encode())
+        atomic_write_bytes(out / "metrics.csv", tables.to_csv(result).encode())
+        atomic_write_bytes(out / "metrics.md", tables.to_markdown(result).encode())
     return result
 
 
-def _prepare(
-    given: Sequence[Candidate],
-    data: Path,
-    settings: EvaluationSettings,
-    loaded: Loaded,
-    out: Path | None,
-    overwrite: bool,
-) -> _Work:
-    if out:
-        check_folder(out, "an evaluation", overwrite, _is_evaluation)
-    examples = open_examples(data, common_scale(given, settings.scale), settings.limit)
-    device = choose(settings.device)
-    loaded = _usable(_drop_without_reference(loaded, examples))
-    border = examples.scale if settings.crop_border is None else settings.crop_border
-    everyone = candidates_for(examples, given)
-    names, baseline = [candidate.name for candidate in everyone], settings.baseline
-    if baseline not in names or baseline == "gt":
-        raise UsageError(f"baseline must be one of the candidates, {', '.join(names)}, and not gt, got {baseline}")
-    return _Work(data, examples, everyone, loaded, border, device, baseline, out=out, skipped=list(examples.skipped))
-
-
-def _result(work: _Work) -> Evaluation:
+def _result(one: _Set) -> Evaluation:
+    work, settings = one.work, one.settings
     exact = exact_images([score for scores in work.scores.values() for score in scores])
     rows = [
-        CandidateScores(c.name, c.role, c.path, c.parameters, c.precision, tuple(work.scores[c.name]), exact)
+        CandidateScores(
+            c.name, c.role, c.path, c.parameters, c.precision, tuple(work.scores[c.name]), exact,
+            dict(work.over_set[c.name]), work.costs.get(c.name),
+        )
         for c in work.candidates
-    ]
+    ]  # fmt: skip
     return Evaluation(
         str(work.data),
         work.examples.kind,
         work.examples.scale,
         work.crop_border,
-        work.device,
-        _usable(_drop_failed(work.metrics, work.failures)),
+        one.device,
+        _usable(work.usable_metrics),
         tuple(rows),
         tuple(work.skipped),
         work.out,
-        work.baseline,
+        settings.baseline,
+        settings.protocol,
+        environment(),
     )
 
 
@@ -231,41 +249,6 @@ def _usable(loaded: Loaded) -> Loaded:
     return loaded
 
 
-def _score_all(work: _Work, sinks: Sequence[OnImage], on_progress: OnProgress | None) -> None:
-    """Restore and measure every image.
-
-    Raises:
-        DtkdError: none of them could be, or a network is broken.
-    """
-    for index, image_id in enumerate(work.examples.ids):
-        try:
-            rows = _score(work, work.examples.read(index))
-        except BrokenNetworkError:
-            raise
-        except (DtkdError, OSError, MemoryError, RuntimeError) as error:  # this image alone cannot be used
-            work.skipped.append(Skipped(image_id, _reason(error)))
-            rows = []
-        for name, score, image in rows:
-            work.scores[name].append(score)
-            for sink in sinks:
-                sink(name, image_id, image)
-        if on_progress:
-            on_progress(ProgressEvent(index + 1, len(work.examples), "images"))
-    if not any(work.scores.values()):
-        last = work.skipped[-1]
-        raise DtkdError(f"no image of {work.data} could be measured: {last.id}: {last.reason}")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, images.ImageError):
-        return error.reason
-    if out_of_memory(error):
-        return "out of memory: whole images are measured; take another device, or cut it"
-    if isinstance(error, RuntimeError):
-        raise error
-    return str(error)
-
-
 def _drop_without_reference(loaded: Loaded, examples: ExampleSet) -> Loaded:
     """Tell apart the metrics that compare with something that the data does not have."""
     missing: dict[metrics.Reference | None, tuple[str, str]] = {}
@@ -276,45 +259,3 @@ def _drop_without_reference(loaded: Loaded, examples: ExampleSet) -> Loaded:
     usable = tuple(m for m in loaded.metrics if m.reference not in missing)
     gone = tuple(Unavailable(m.name, *missing[m.reference]) for m in loaded.metrics if m.reference in missing)
     return replace(loaded, metrics=usable, unavailable=loaded.unavailable + gone)
-
-
-def _score(work: _Work, example: Example) -> list[tuple[str, Score, Rgb]]:
-    """Every candidate's name, figures and restored image of one example."""
-    rows = []
-    for candidate in work.candidates:
-        restored = candidate.restore(example)
-        if restored is not None:
-            values = _measure(work, candidate, restored.image, example)
-            rows.append((candidate.name, Score(example.id, values, restored.seconds), restored.image))
-    return rows
-
-
-def _measure(work: _Work, candidate: Candidate, image: Rgb, example: Example) -> dict[str, float]:
-    values, references = {}, {"gt": example.gt, "teacher": example.teacher, None: None}
-    for metric in work.metrics.metrics:
-        if metric.name in work.failures or metric.reference == candidate.name:  # nothing is compared with itself
-            continue
-        try:
-            values[metric.name] = metric.measure(image, references[metric.reference], work.crop_border)
-        except DtkdError:
-            raise
-        except Exception as error:  # a metric of another library may refuse an image (its size); the others still run
-            work.failures[metric.name] = f"failed on {example.id} ({type(error).__name__}: {error})".splitlines()[0]
-    return values
-
-
-def _drop_failed(loaded: Loaded, failures: dict[str, str]) -> Loaded:
-    remedy = "leave this metric out, or use larger images"
-    failed = tuple(Unavailable(name, reason, remedy) for name, reason in failures.items())
-    fine = tuple(metric for metric in loaded.metrics if metric.name not in failures)
-    return replace(loaded, metrics=fine, unavailable=loaded.unavailable + failed)
-
-
-def _png_writer(out: Path) -> OnImage:
-    def write(candidate: str, image_id: str, image: Rgb) -> None:
-        if candidate != "gt":
-            path = out / candidate / f"{image_id}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            images.save(path, image)
-
-    return write

@@ -1,9 +1,10 @@
 """Image quality metrics: two fidelity measures of our own, and pyiqa's for everything perceptual.
 
 `psnr_y` and `ssim_y` follow the super-resolution literature: 8-bit images, BT.601 studio-range luma, a border of
-`crop_border` pixels left out; `teacher_psnr_y` is psnr_y toward the teacher's output instead of the ground truth. All
-other names are pyiqa's, with its settings pinned here; `Metric.settings` says them, and results carry them. Perceptual
-metrics always look at the whole image.
+`crop_border` pixels left out; `teacher_psnr_y` is psnr_y toward the teacher's output instead of the ground truth.
+`lr_psnr` and `colour_drift` tell how true an image is to the LR image that it was made of. All other names are pyiqa's,
+with its settings pinned here or by a protocol; `Metric.settings` says them, and results carry them. Perceptual metrics
+always look at the whole image, and `fid` at a whole set of them.
 
 Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 """
@@ -13,12 +14,13 @@ import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from pipeline import images
-from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, psnr_y, ssim_y
+from pipeline.fidelity import SSIM_RADIUS, SSIM_SIGMA, colour_drift, lr_psnr, psnr_y, ssim_y
 from pipeline.images import Rgb
 from pipeline.system import torchvision_guard
 from pipeline.system.errors import UsageError
@@ -28,7 +30,7 @@ from student.evaluation import offline
 Setting = str | int | float | bool
 Reference = Literal["gt", "teacher", "lr"]
 
-OURS = ("psnr_y", "ssim_y", "teacher_psnr_y")
+OURS = ("psnr_y", "ssim_y", "teacher_psnr_y", "lr_psnr", "colour_drift")
 DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
 
 # pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
@@ -43,8 +45,9 @@ PINNED: Mapping[str, Mapping[str, Setting]] = {
     "pi": _YCBCR,
     "entropy": _YCBCR,
 }
-# They compare sets of images, read captions or return several numbers: no figure for one image.
-_NOT_PER_IMAGE = ("clipscore", "fgresq_pair", "fid", "fid_dinov2", "inception_score", "sfid")
+_OVER_SETS = ("fid",)
+# They compare sets of images in other ways, read captions or return several numbers.
+_NEITHER = ("clipscore", "fgresq_pair", "fid_dinov2", "inception_score", "sfid")
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,13 @@ class Metric:
     """A metric that is ready to be measured.
 
     Attributes:
-        name: `psnr_y`, `ssim_y`, `teacher_psnr_y`, or pyiqa's name.
+        name: one of `OURS`, or pyiqa's name.
         reference: what it compares with; None for a no-reference metric.
         lower_is_better: the direction of better.
         settings: everything that decides its figures, for the record.
-        measure: (sr, reference or None, crop_border) -> figure.
+        measure: (sr, reference or None, crop_border) -> figure of an image.
+        measure_set: (folder of restored images, folder of references) -> figure of a set; there are none of its images
+            then.
     """
 
     name: str
@@ -64,6 +69,7 @@ class Metric:
     lower_is_better: bool
     settings: dict[str, Setting]
     measure: Callable[[Rgb, Rgb | None, int], float]
+    measure_set: Callable[[Path, Path], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ def load(names: Sequence[str], device: str = "cpu", pins: Mapping[str, Mapping[s
     """Make metrics ready by name; the ones that cannot run here are told apart within seconds.
 
     Args:
-        names: `psnr_y`, `ssim_y`, `teacher_psnr_y`, and any pyiqa name that measures one image.
+        names: those of `OURS`, any pyiqa name that measures one image, and `fid`.
         device: where pyiqa's networks run.
         pins: what is asked of pyiqa's metrics beyond their own defaults, by name; a protocol's own replace `PINNED`.
 
@@ -108,16 +114,23 @@ def load(names: Sequence[str], device: str = "cpu", pins: Mapping[str, Mapping[s
 def _ours(name: str) -> Metric | None:
     if name not in OURS:
         return None
+    if name in ("lr_psnr", "colour_drift"):
+        consistency = lr_psnr if name == "lr_psnr" else colour_drift
+        settings: dict[str, Setting] = {"source": "dtkd"}
+        if name == "lr_psnr":
+            settings |= {"reduced": "MATLAB-compatible bicubic, rounded to 8 bits", "channels": "RGB"}
+        return Metric(name, "lr", name == "colour_drift", settings, lambda sr, lr, _: consistency(sr, _given(lr)))
     function = ssim_y if name == "ssim_y" else psnr_y
-
-    def measure(sr: Rgb, reference: Rgb | None, crop_border: int) -> float:
-        assert reference is not None
-        return function(sr, reference, crop_border)
-
-    settings: dict[str, Setting] = {"source": "dtkd", "luma": "BT.601 studio range of 8-bit RGB"}
+    settings = {"source": "dtkd", "luma": "BT.601 studio range of 8-bit RGB"}
     if name == "ssim_y":
         settings |= {"window": 2 * SSIM_RADIUS + 1, "sigma": SSIM_SIGMA}
-    return Metric(name, "teacher" if name == "teacher_psnr_y" else "gt", False, settings, measure)
+    reference: Reference = "teacher" if name == "teacher_psnr_y" else "gt"
+    return Metric(name, reference, False, settings, lambda sr, gt, border: function(sr, _given(gt), border))
+
+
+def _given(reference: Rgb | None) -> Rgb:
+    assert reference is not None
+    return reference
 
 
 def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unavailable:
@@ -127,7 +140,7 @@ def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unav
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
     except ImportError as error:
         return Unavailable(name, f"pyiqa cannot be imported ({error})", "pip install 'dtkd[metrics]'")
-    known = [n for n in DEFAULT_CONFIGS if n not in _NOT_PER_IMAGE]
+    known = [n for n in DEFAULT_CONFIGS if n not in _NEITHER]
     if name not in known:
         near = nearest(name, [*OURS, *known], cutoff=0)
         raise UsageError(f"unknown metric {name!r}: the nearest known one is {near!r}")
@@ -137,8 +150,22 @@ def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unav
     if isinstance(net, Unavailable):
         return net
     settings: dict[str, Setting] = {"source": f"pyiqa {pyiqa.__version__}", **_flat(DEFAULT_CONFIGS[name]), **pins}
+    if name in _OVER_SETS:
+        settings |= {"mode": "clean", "over": "the whole set"}
+        return Metric(name, "gt", bool(net.lower_better), settings, _no_figure, _measure_set_with(net))
     reference: Reference | None = "gt" if net.metric_mode == "FR" else None
     return Metric(name, reference, bool(net.lower_better), settings, _measure_with(net, device))
+
+
+def _no_figure(sr: Rgb, reference: Rgb | None, crop_border: int) -> float:
+    raise AssertionError("a metric over sets has no figure of an image")
+
+
+def _measure_set_with(net: Any) -> Callable[[Path, Path], float]:
+    def measure(restored: Path, references: Path) -> float:
+        return float(_silent(lambda: net(str(restored), str(references), mode="clean", num_workers=0, verbose=False)))
+
+    return measure
 
 
 def _measure_with(net: Any, device: str) -> Callable[[Rgb, Rgb | None, int], float]:

@@ -1,21 +1,22 @@
 """Figures of an evaluation: each image of each candidate, their means, and how they were made."""
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.corpus import Skipped
 from pipeline.system.device import ResolvedPrecision
 from pipeline.system.words import plural
+from student.evaluation.costs import Cost
 from student.evaluation.metrics import Loaded
 from student.evaluation.scores_text import score_lines
 from student.evaluation.statistics import FEW, Interval, mean_interval, paired_difference
 
+SCHEMA = 1
+"""Of `Evaluation.to_json`, which docs/evaluation.md describes."""
 Role = Literal["baseline", "student", "outputs", "teacher", "gt"]
 
 
@@ -44,6 +45,10 @@ class CandidateScores:
     """What its network computes in; None without one."""
     images: tuple[Score, ...]
     exact: Exact
+    over_set: Mapping[str, float] = field(default_factory=dict)
+    """Figures of metrics that look at the whole set."""
+    cost: Cost | None = None
+    """None where nothing was computed here."""
 
     def figures(self, metric: str) -> dict[str, float]:
         """Of the images that count in a mean, by their names."""
@@ -64,7 +69,9 @@ class CandidateScores:
         return paired_difference([ours[image] for image in both], [theirs[image] for image in both])
 
     def mean(self, metric: str) -> float | None:
-        """Mean over the images; None where there are none, or the metric was not measured on every one of them."""
+        """Mean over the images, or the figure of the set; None where the metric was not measured on every image."""
+        if metric in self.over_set:
+            return self.over_set[metric]
         left_out = self.exact.get(metric, ())
         values = [score.values.get(metric, math.nan) for score in self.images if score.id not in left_out]
         mean = sum(values) / len(values) if values else math.nan
@@ -103,6 +110,10 @@ class Evaluation:
     """Folder that it was written to."""
     baseline: str = "bicubic"
     """Name of the candidate that the others are compared with."""
+    protocol: str = "classical"
+    """Name of how figures were taken, see `student.evaluation.protocols`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What figures and times were measured with."""
 
     @property
     def failure(self) -> str | None:
@@ -142,6 +153,13 @@ class Evaluation:
         return None
 
     @property
+    def teacher_times(self) -> dict[str, dict[str, float]]:
+        """How many times as long as each student every teacher takes for these images, where both were clocked."""
+        students = [row for row in self.candidates if row.role == "student" and row.seconds]
+        teachers = [row for row in self.candidates if row.role == "teacher" and row.seconds]
+        return {t.name: {s.name: t.seconds / s.seconds for s in students if t.seconds and s.seconds} for t in teachers}
+
+    @property
     def exact(self) -> Exact:
         """Images that are left out of the means of a metric."""
         return self.candidates[0].exact
@@ -151,6 +169,8 @@ class Evaluation:
         """What a reader of the means must know, a line each."""
         count = len(self.candidates[0].images)
         few = [f"{plural(count, 'image')} are few: other images may give other figures"] if 1 < count < FEW else []
+        changing = [row.name for row in self.candidates if row.cost and not row.cost.repeatable]
+        few += [f"{name} gives other bytes when it restores an image again" for name in changing]
         return few + [
             f"{metric} is infinite on {', '.join(ids)}, which a candidate restored exactly: left out of all its means"
             for metric, ids in self.exact.items()
@@ -159,6 +179,9 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """As JSON values; figures that are not finite become null."""
         return {
+            "schema": SCHEMA,
+            "protocol": self.protocol,
+            "environment": dict(self.environment),
             "data": self.data,
             "kind": self.kind,
             "scale": self.scale,
@@ -170,6 +193,7 @@ class Evaluation:
             },
             "unavailable": {u.name: {"reason": u.reason, "remedy": u.remedy} for u in self.metrics.unavailable},
             "skipped": {s.id: s.reason for s in self.skipped},
+            "teacher_times": self.teacher_times,
             "exact": {metric: list(ids) for metric, ids in self.exact.items()},
             "candidates": [self._candidate_json(candidate) for candidate in self.candidates],
         }
@@ -182,6 +206,7 @@ class Evaluation:
             "parameters": candidate.parameters,
             "precision": candidate.precision,
             "seconds": candidate.seconds,
+            "cost": candidate.cost and candidate.cost.to_json(),
             "mean": {name: _finite(candidate.mean(name)) for name in self.metric_names},
             "interval": {name: list(found[1:]) for name in self.metric_names if (found := candidate.interval(name))},
             "difference": {name: list(found) for name, found in self.differences(candidate).items()},
@@ -190,20 +215,6 @@ class Evaluation:
                 for score in candidate.images
             ],
         }
-
-    def to_csv(self) -> str:
-        """One row for each candidate and image, then one with the mean of each candidate."""
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["candidate", "image", *self.metric_names, "seconds"])
-        for candidate in self.candidates:
-            for score in candidate.images:
-                values = [score.values.get(name, "") for name in self.metric_names]
-                rows.writerow([candidate.name, score.id, *values, score.seconds or ""])
-        for candidate in self.candidates:
-            means = [candidate.mean(name) for name in self.metric_names]
-            rows.writerow([candidate.name, "MEAN", *("" if m is None else m for m in means), candidate.seconds or ""])
-        return text.getvalue()
 
 
 @dataclass(frozen=True)

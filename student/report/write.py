@@ -62,12 +62,12 @@ def write_report(
         _refuse_another_cache(run, cache)
     shown: dict[str, dict[str, Rgb]] = {}  # image id -> candidate -> picture
 
-    def keep(candidate: str, image_id: str, image: Rgb) -> None:
+    def keep(_: str, candidate: str, image_id: str, image: Rgb) -> None:
         if image_id in shown or len(shown) < PHOTOS:
             shown.setdefault(image_id, {})[candidate] = image
 
     settings = EvaluationSettings(metrics=METRICS, device=device)
-    found = evaluate([run.folder for run in runs], cache, settings, on_image=keep, on_progress=on_progress)
+    found = evaluate([run.folder for run in runs], cache, settings, on_picture=keep, on_progress=on_progress)
     labels = _labels(found, runs)
     seconds = {labels[c.name]: c.seconds for c in found.candidates}
     report = Report(out, found, labels, seconds[TEACHER], seconds[DTKD])

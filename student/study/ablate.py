@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from pipeline import config
+from pipeline.system.device import environment
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
 from pipeline.system.outputs import check_folder
@@ -147,7 +148,7 @@ def ablate(
             f"{out}: other processes are training {plural(len(busy), 'run')}: the same command goes on later"
         )
     students = [out / trial.name for trial in planned]
-    how = EvaluationSettings(tuple(metrics), precision=planned[0].settings.train.precision)  # one for all
+    how = EvaluationSettings(metrics=tuple(metrics), precision=planned[0].settings.train.precision)  # one for all
     measured = evaluate(students, data, how, out=out / "evaluation", overwrite=True, on_progress=on_progress)
     found = _compare(grid, planned, measured, data)
     atomic_write_json(out / RESULT, {**found.to_json(), "finished": True})
@@ -220,12 +221,3 @@ def _compare(grid: Grid, planned: Sequence[Trial], measured: Evaluation, data: P
         grid.name, grid.arms[0].name, planned[0].settings.train.steps, len(seeds), len(images), data.name, shared,
         {arm.name: arm.changes for arm in grid.arms}, tuple(comparisons), environment(),
     )  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """Versions and processor that figures were measured with."""
-    import platform
-    from importlib.metadata import version
-
-    about = {"python": platform.python_version(), "machine": platform.machine()}
-    return about | {name: version(name) for name in ("torch", "dtkd")}

@@ -14,6 +14,7 @@ import torch
 from pipeline import images
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
+from pipeline.fidelity import colour_drift
 from pipeline.images import RecentImages, Rgb
 from pipeline.schema import AROUND, TEACHERS, SampleError, canonical_json, sample_seed
 from pipeline.system.errors import DtkdError
@@ -183,14 +184,6 @@ def _restore_batch(teacher: Teacher, requests: Sequence[Request], batch: int, co
     margin = context * teacher.scale
     pictures = y[: len(requests)]
     return [crops.inside(images.to_image(image), margin) if image.isfinite().all() else bad for image in pictures]
-
-
-def colour_drift(teacher: Rgb, lr: Rgb) -> float:
-    """Mean over the colour channels of |mean of the teacher's tile - mean of the LR tile|, 8-bit levels.
-
-    Means over the whole tile, because finer ones would count the noise of a `real` LR image that the teacher removed.
-    """
-    return float(np.abs(teacher.mean(axis=(0, 1)) - lr.mean(axis=(0, 1))).mean())
 
 
 class DeviceError(DtkdError):

@@ -48,6 +48,8 @@ class DiffusersTeacher(Teacher):
             raise UsageError(f"the teacher {name} knows {levels} noise levels: steps must be 1..{levels}, got {steps}")
         self.name, self.scale, self.steps = name, scale, steps
         self._pipe, self._call, self._multiple, self._description = pipe, call, multiple, description
+        modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        self.parameters = sum(weight.numel() for module in modules for weight in module.parameters())
         pipe.set_progress_bar_config(disable=True)
 
     @torch.inference_mode()

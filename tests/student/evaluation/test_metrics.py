@@ -104,8 +104,8 @@ def test_piqe_needs_no_reference_and_no_download(pair):
 def test_unknown_names_the_nearest():
     with pytest.raises(DtkdError, match="unknown metric 'psnr_yy': the nearest known one is 'psnr_y'"):
         metrics.load(["psnr_yy"])
-    with pytest.raises(UsageError, match="unknown metric 'fid'"):
-        metrics.load(["fid"])
+    with pytest.raises(UsageError, match="unknown metric 'inception_score'"):
+        metrics.load(["inception_score"])
     for wrong, near in (("PSNR_Y", "psnr_y"), ("Teacher-PSNR_Y", "teacher_psnr_y"), ("LPIPS", "lpips")):
         with pytest.raises(UsageError, match=f"unknown metric '{wrong}': the nearest known one is '{near}'"):
             metrics.load([wrong])

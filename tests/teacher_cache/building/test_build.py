@@ -13,11 +13,11 @@ from PIL import Image
 from pipeline import images, schema, shards
 from pipeline.degradation import Degradation
 from pipeline.degrade import degrade
+from pipeline.fidelity import colour_drift
 from pipeline.system.errors import DtkdError
 from teacher_cache.building import crops, writer
 from teacher_cache.building.build import BuildSettings, build_cache, prepare, process_shard
 from teacher_cache.building.manifest import finalize
-from teacher_cache.building.samples import colour_drift
 from teacher_cache.building.verify import verify_cache
 from teacher_cache.teachers.imported import ImportedTeacher
 
