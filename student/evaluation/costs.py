@@ -1,6 +1,7 @@
 """What a restoration costs beside its time: operations, memory, and whether it gives the same bytes twice.
 
-Measured once for a candidate, on the first image that it restores, in passes of their own that no clock sees.
+Measured once for a candidate, on the first image that it restores, in passes of their own that no clock sees; they
+warm up what computes it, too.
 """
 
 import math
@@ -40,28 +41,24 @@ class Cost:
 
 
 def measure_cost(
-    restore: Callable[[], Rgb], count: Callable[[], object] | None, lr_size: tuple[int, int], device: str
+    restore: Callable[[], Rgb], count: Callable[[], object], lr_size: tuple[int, int], device: str
 ) -> Cost:
-    """Measure a restoration in a few passes, which warm up what computes it, too.
+    """Measure a restoration, and do it once more.
 
     Args:
         restore: restores the image.
-        count: does the operations that are counted; None: `restore` itself.
+        count: does the operations that are counted.
         lr_size: width and height.
         device: where it computes.
     """
-    if count is None:
-        first, flops = _counted(restore)
-    else:
-        _, flops = _counted(count)
-        first = restore()
+    flops = count_flops(count)  # apart: what is counted is computed with other operators, so not to the last bit alike
     with measuring_memory(device) as peak:
-        second = restore()
-    return Cost(lr_size, flops or None, peak.bytes, bool(np.array_equal(first, second)))
+        first = restore()
+    return Cost(lr_size, flops or None, peak.bytes, bool(np.array_equal(first, restore())))
 
 
-def _counted(work: Callable[[], Any]) -> tuple[Any, int]:
-    """What `work` gives, and its operations; torch knows neither these in-place forms nor the CPU's own attention."""
+def count_flops(work: Callable[[], object]) -> int:
+    """Operations of matrix products and convolutions; torch knows neither in-place forms nor the CPU's attention."""
     aten = torch.ops.aten
     forms = {
         aten.addmm_: _product,
@@ -69,8 +66,8 @@ def _counted(work: Callable[[], Any]) -> tuple[Any, int]:
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     }
     with FlopCounterMode(display=False, custom_mapping=forms) as counter:
-        result = work()
-    return result, counter.get_total_flops()
+        work()
+    return counter.get_total_flops()
 
 
 def _attention(q: torch.Size, k: torch.Size, v: torch.Size, *args: Any, **kwargs: Any) -> int:

@@ -136,8 +136,8 @@ def _cost(candidate: Candidate, example: Example) -> Cost:
         return restored.image
 
     height, width = example.lr.shape[:2]
-    count = candidate.count
-    return measure_cost(restore, count and (lambda: count(example)), (width, height), candidate.device)
+    count = candidate.count or candidate.restore
+    return measure_cost(restore, lambda: count(example), (width, height), candidate.device)
 
 
 def _measure(work: Work, pictures: _Pictures) -> list[Score]:

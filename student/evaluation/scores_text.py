@@ -19,17 +19,44 @@ def score_lines(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
         labels: what to call a candidate, where that is not its own name.
     """
     metrics = [f"{m.name} {'v' if m.lower_is_better else '^'}" for m in found.metrics.metrics]
-    rows = [["", *metrics, "parameters", "precision", "s/image"]]
+    rows = [["", *metrics, "parameters", "GFLOPs", "MB", "precision", "s/image"]]
     for row in found.candidates:
         figures = [_mean(row, name) for name in found.metric_names]
-        parameters = f"{row.parameters:,}" if row.parameters else "-"
-        seconds = f"{row.seconds:.3f}" if row.seconds else "-"
-        rows.append([labels.get(row.name, row.name), *figures, parameters, row.precision or "-", seconds])
+        parameters, flops, memory, seconds = (cell or "-" for cell in cost_cells(row))
+        cost = [parameters, flops, memory, row.precision or "-", seconds]
+        rows.append([labels.get(row.name, row.name), *figures, *cost])
     images = plural(len(found.candidates[0].images), "image")
-    lines = [*_table(rows), f"{images}, x{found.scale}, border {found.crop_border}; ^ higher is better, v lower"]
-    lines += _differences(found, labels) + found.remarks
+    how = f"x{found.scale}, protocol {found.protocol}, border {found.crop_border}"
+    lines = [*_table(rows), f"{images}, {how}; ^ higher is better, v lower"]
+    lines += cost_notes(found, labels) + _differences(found, labels) + found.remarks
     lines += [f"skipped {item.id}: {item.reason}" for item in found.skipped]
     return lines + [f"{u.name} is not available: {u.reason}; {u.remedy}" for u in found.metrics.unavailable]
+
+
+def cost_cells(row: "CandidateScores") -> list[str]:
+    """Weights, GFLOPs and MB of one image, and seconds; empty where not known."""
+    flops, peak = (row.cost.flops, row.cost.peak_bytes) if row.cost else (None, None)
+    return [
+        f"{row.parameters:,}" if row.parameters else "",
+        f"{flops / 1e9:.1f}" if flops else "",
+        f"{peak / 1e6:.0f}" if peak is not None else "",
+        f"{row.seconds:.3f}" if row.seconds else "",
+    ]
+
+
+def cost_notes(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
+    """What the cost was measured on, and how it compares with the teachers'."""
+    notes = []
+    if sizes := {row.cost.lr_size for row in found.candidates if row.cost}:
+        width, height = min(sizes)
+        notes.append(f"GFLOPs and MB (memory beyond what was held) are of one LR image of {width}x{height}")
+    if found.environment:
+        about = found.environment
+        notes.append(f"measured on {about['processor']}, threads {about['threads']}, torch {about['torch']}")
+    for teacher, times in found.teacher_times.items():
+        ratios = ", ".join(f"{ratio:.1f} times {labels.get(student, student)}" for student, ratio in times.items())
+        notes += [f"{labels.get(teacher, teacher)} takes as long as {ratios}"] if ratios else []
+    return notes
 
 
 def _differences(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.system.words import plural
 from student.evaluation.scores import CandidateScores, Evaluation
+from student.evaluation.scores_text import cost_cells, cost_notes
 
 
 def to_csv(found: Evaluation) -> str:
@@ -24,10 +25,10 @@ def to_csv(found: Evaluation) -> str:
 
 
 def to_markdown(found: Evaluation) -> str:
-    """Means with 95 % intervals, cost, paired differences to the baseline, and what a reader must know of them."""
+    """Means with 95 % intervals, costs, paired differences to the baseline, and what a reader must know of them."""
     heads = ["", *(f"{m.name} {'↓' if m.lower_is_better else '↑'}" for m in found.metrics.metrics)]
     rows = [
-        [_escaped(row.name), *(_mean(row, name) for name in found.metric_names), *_cost(row)]
+        [_escaped(row.name), *(_mean(row, name) for name in found.metric_names), *cost_cells(row)]
         for row in found.candidates
         if row.name != "gt"
     ]
@@ -45,19 +46,8 @@ def to_markdown(found: Evaluation) -> str:
 
 def _notes(found: Evaluation) -> list[str]:
     images = plural(len(found.candidates[0].images), "image")
-    notes = [f"{images}, x{found.scale}, protocol {found.protocol}, border {found.crop_border}."]
-    sizes = {row.cost.lr_size for row in found.candidates if row.cost}
-    if sizes:
-        width, height = min(sizes)
-        notes.append(f"GFLOPs and memory (MB beyond what was held) of one LR image of {width}x{height}.")
-    for teacher, times in found.teacher_times.items():
-        ratios = ", ".join(f"{ratio:.1f} times {_escaped(student)}" for student, ratio in times.items())
-        if ratios:
-            notes.append(f"{_escaped(teacher)} takes as long as {ratios}.")
-    if found.environment:
-        about = found.environment
-        notes.append(f"Measured on {about['processor']}, threads {about['threads']}, torch {about['torch']}.")
-    return [*notes, *(f"{_escaped(remark)}." for remark in found.remarks)]
+    notes = [f"{images}, x{found.scale}, protocol {found.protocol}, border {found.crop_border}"]
+    return [f"{_escaped(note[0].upper() + note[1:])}." for note in [*notes, *cost_notes(found, {}), *found.remarks]]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -85,13 +75,3 @@ def _mean(row: CandidateScores, metric: str) -> str:
 
 def _difference(found: tuple[float, float, float] | None) -> str:
     return "" if found is None else f"{found[0]:+.4f} [{found[1]:+.4f}, {found[2]:+.4f}]"
-
-
-def _cost(row: CandidateScores) -> list[str]:
-    flops, peak = (row.cost.flops, row.cost.peak_bytes) if row.cost else (None, None)
-    return [
-        f"{row.parameters:,}" if row.parameters else "",
-        f"{flops / 1e9:.1f}" if flops else "",
-        f"{peak / 1e6:.0f}" if peak is not None else "",
-        f"{row.seconds:.3f}" if row.seconds else "",
-    ]
