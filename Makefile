@@ -22,13 +22,17 @@ DEMO_STEPS  ?= 100
 DEMO_TRAIN  := --set model.preset=tiny --set train.init=tiny-x4-gt --set train.steps=$(DEMO_STEPS) --set train.batch_size=8 \
     --set train.patch=32 --set train.lr=5e-5 --set train.lr_warmup=20 --set train.val_every=25 --set train.save_every=50 --set train.log_every=10
 
+BENCHMARK  := runs/benchmark
+CANDIDATES ?= tiny-x4-gt tiny-x4 teacher:$(TEACHER)
+SWINIR     ?=
+
 ABLATION := runs/ablation
 SEEDS    ?= 3
 
 SOURCES := cli.py examples pipeline student teacher_cache tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo teacher-cache train-student evaluate ablate bench test test-slow lint typecheck imports check format clean
+.PHONY: help demo teacher-cache train-student evaluate benchmark ablate bench test test-slow lint typecheck imports check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +51,10 @@ train-student: $(STAMP)  ## stage two: CACHE=runs/cache RUN=runs/student CONFIG=
 
 evaluate: $(STAMP)  ## figures beside bicubic: CHECKPOINT=runs/student DATA=FOLDER (HR/ and LR/, one of them, or a cache)
 	$(BIN)/dtkd evaluate "$(CHECKPOINT)" --data "$(DATA)" $(ARGS)
+
+benchmark: $(STAMP)  ## the README's table: DATA="FOLDER FOLDER" [CANDIDATES="..."] [SWINIR="files"]; results in runs/benchmark
+	$(BIN)/dtkd evaluate bicubic $(CANDIDATES) $(SWINIR) $(foreach folder,$(DATA),--data "$(folder)") \
+	    --out $(BENCHMARK) --report $(BENCHMARK)/report.html --overwrite $(ARGS)
 
 ablate: $(STAMP)  ## the published ablation (docs/method.md), hours: CORPUS=~/photos DATA=FOLDER (default: held-out photos) SEEDS=3
 	$(BIN)/dtkd teacher-cache "$(CORPUS)" $(ABLATION)/cache --hold-out 4 --teacher "$(TEACHER)"
