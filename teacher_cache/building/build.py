@@ -262,10 +262,11 @@ def _make_all(work: Build, tally: Tally) -> None:
     """Make the shards that are left, and wait for those that others are making."""
     pending = [index for index, shard in enumerate(work.plan.shards) if shard.name not in tally.records]
     while pending:
-        busy = []
+        busy: list[int] = []
         for index in pending:
             record = process_shard(work, index, tally.samples_done)
             tally.shard_left(record)
+            busy = [other for other in busy if not _taken_in(work, other, tally)]  # so that the time left is true
             if record is None:
                 busy.append(index)
         if busy and not work.settings.wait:
@@ -274,6 +275,14 @@ def _make_all(work: Build, tally: Tally) -> None:
             tally.report(f"waiting for {plural(len(busy), 'shard')} of other processes")
             time.sleep(_POLL)
         pending = busy
+
+
+def _taken_in(work: Build, index: int, tally: Tally) -> bool:
+    """Whether another process has finished its shard meanwhile, which is counted then."""
+    record = _done(work, work.plan.shards[index])
+    if record:
+        tally.shard_left(record)
+    return record is not None
 
 
 def _done(work: Build, shard: PlannedShard) -> ShardRecord | None:

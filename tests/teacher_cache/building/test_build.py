@@ -152,6 +152,23 @@ def test_progress_counts_up_to_the_plan(corpus, tmp_path):
     assert (events[-1].done, events[-1].total, events[-1].unit) == (17, 17, "tiles")
 
 
+def test_progress_counts_what_others_finish_meanwhile(corpus, tmp_path):
+    job, events = prepare(str(corpus), tmp_path, NoisyBicubic(), settings()), []
+    lease = tmp_path / "leases" / "shard-00000000.json"
+    lease.write_text('{"host": "elsewhere"}')
+    first, second = (len(shard.samples) for shard in job.plan.shards[:2])
+
+    def another_process(event):
+        events.append(event.done)
+        if lease.exists():
+            lease.unlink()
+            assert process_shard(job, 0) is not None
+
+    build_cache(str(corpus), tmp_path, NoisyBicubic(), settings(), another_process)
+    counts = list(dict.fromkeys(events))
+    assert counts[counts.index(second) + 1] == first + second and counts[-1] == job.plan.planned
+
+
 def test_units_of_work_can_be_run_by_hand_in_any_order(corpus, cache, tmp_path):
     job = prepare(str(corpus), tmp_path, NoisyBicubic(), settings())
     with pytest.raises(DtkdError, match="not done"):
