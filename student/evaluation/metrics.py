@@ -26,6 +26,7 @@ from pipeline.system import torchvision_guard
 from pipeline.system.errors import UsageError
 from pipeline.system.words import nearest
 from student.evaluation import offline
+from student.evaluation.seeding import SEED, seeded
 
 Setting = str | int | float | bool
 Reference = Literal["gt", "teacher", "lr"]
@@ -146,10 +147,12 @@ def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unav
         raise UsageError(f"unknown metric {name!r}: the nearest known one is {near!r}")
 
     create: Callable[..., Any] = pyiqa.create_metric
-    net = _without_or_with_network(lambda: create(name, device=torch.device(device), **pins), name)
+    with seeded(device):  # weights that no file gives
+        net = _without_or_with_network(lambda: create(name, device=torch.device(device), **pins), name)
     if isinstance(net, Unavailable):
         return net
-    settings: dict[str, Setting] = {"source": f"pyiqa {pyiqa.__version__}", **_flat(DEFAULT_CONFIGS[name]), **pins}
+    source: dict[str, Setting] = {"source": f"pyiqa {pyiqa.__version__}", "random_seed": SEED}
+    settings = source | _flat(DEFAULT_CONFIGS[name]) | dict(pins)
     if name in _OVER_SETS:
         settings |= {"mode": "clean", "over": "the whole set"}
         return Metric(name, "gt", bool(net.lower_better), settings, _no_figure, _measure_set_with(net))
@@ -174,7 +177,8 @@ def _measure_with(net: Any, device: str) -> Callable[[Rgb, Rgb | None, int], flo
     def measure(sr: Rgb, reference: Rgb | None, crop_border: int) -> float:
         pair = (sr, reference) if full_reference else (sr,)
         batch = [images.to_tensor(x)[None].to(device) for x in pair if x is not None]
-        return float(net(*batch))
+        with seeded(device):  # crops and patches that are drawn, whatever was measured before
+            return float(net(*batch))
 
     return measure
 
@@ -187,7 +191,10 @@ def _without_or_with_network(create: Callable[[], Any], name: str) -> Any | Unav
     except Exception as error:  # pyiqa and the libraries below it raise many kinds; `reason` keeps what was said
         reason = _first_line(error)
     host = offline.weights_host()
-    remedy = f"run once with network access to {host}, or copy pyiqa's weights to the torch hub cache"
+    remedy = (
+        f"run once with network access to {host}, or copy the weights to where pyiqa looks: "
+        "hub/ and hub/pyiqa/ in TORCH_HOME, hub/ in HF_HOME"
+    )
     if offline.forbidden():
         return Unavailable(name, "its weights are not on this machine and HF_HUB_OFFLINE is set", f"unset it, {remedy}")
     if not offline.reachable(host):
