@@ -1,0 +1,152 @@
+"""An evaluation and its page: measured once, pictures kept as they are made, the page written when all is known."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.images import Rgb
+from pipeline.system.files import atomic_write_bytes, ensure_dir
+from pipeline.system.outputs import check_file, check_suffix
+from pipeline.system.progress import OnProgress
+from pipeline.system.words import plural
+from pipeline.teacher import Teacher
+from student.evaluation.evaluate import EvaluationSettings, evaluate
+from student.evaluation.scores import Evaluation, Evaluations
+from student.report.page import SetView, is_page, render, set_view
+from student.report.pictures.gallery import galleries
+from student.report.pictures.spool import Spool
+from student.report.provenance import tables
+
+OnPicture = Callable[[str, str, str, Rgb], None]  # names of set and candidate, image's id, the picture
+
+
+@dataclass(frozen=True)
+class EvaluationPage:
+    """An evaluation whose page was written."""
+
+    path: Path
+    found: Evaluation | Evaluations
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        return self.found.failure
+
+    def lines(self) -> list[str]:
+        """For people: the figures, the file."""
+        return [*self.found.lines(), f"report: {self.path}"]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values: those of the evaluation, and the file."""
+        return {"report": str(self.path), **self.found.to_json()}
+
+
+def evaluate_with_page(
+    candidates: Sequence[str | Path],
+    data: Sequence[Path],
+    page: Path,
+    settings: EvaluationSettings | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> EvaluationPage:
+    """As `student.evaluation.evaluate.evaluate_sets`, and write the page of what was found.
+
+    Until then the pictures lie in a folder beside the page, about .8 bytes a pixel and up to 1024 x 1024 of each:
+    the usual folder of temporary files may be in memory.
+
+    Args:
+        candidates: as `evaluate_sets` takes them.
+        data: the sets.
+        page: the HTML file to write.
+        settings: how.
+        teachers: by name.
+        out: write figures and pictures there, too.
+        overwrite: replace an earlier page, and an earlier evaluation in `out`.
+        on_progress: called after every image.
+
+    Raises:
+        DtkdError: as `evaluate_sets`, or `page` cannot be written, or is there already.
+        UsageError: as `evaluate_sets`, or `page` is no name for an HTML file.
+    """
+    check_suffix(page, (".html", ".htm"), "a page")
+    check_file(page, "a page of an evaluation", overwrite, lambda path: is_page(path, "evaluation"))
+    ensure_dir(page.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{page.name}.", dir=page.parent) as folder:
+        spool = Spool(Path(folder))
+        found = _evaluate_sets(
+            candidates,
+            data,
+            settings,
+            teachers,
+            out=out,
+            overwrite=overwrite,
+            on_picture=spool.add,
+            on_progress=on_progress,
+        )
+        spool.finish()
+        sets = found.sets if isinstance(found, Evaluations) else {data[0].resolve().name: found}
+        atomic_write_bytes(page, render_evaluation(sets, spool))
+    return EvaluationPage(page, found)
+
+
+def render_evaluation(sets: Mapping[str, Evaluation], spool: Spool) -> bytes:
+    """The page of the sets, by their names, with the pictures that were kept."""
+    pictures = galleries(sets, spool)
+    views: list[SetView] = []
+    provenance = []
+    for index, (name, found) in enumerate(sets.items(), start=1):
+        labels = {row.name: row.name for row in found.candidates}
+        views.append(set_view(name, index, _lead(found), found, labels, pictures[name]))
+        provenance.append((name, tables(found, labels)))
+    first = next(iter(sets.values()))
+    who = [row.name for row in first.candidates if row.role != "gt"]
+    return render(
+        "evaluation.html", title=", ".join(sets), headline=_headline(who, list(sets)), sets=views, provenance=provenance
+    )
+
+
+def _headline(who: Sequence[str], sets: Sequence[str]) -> str:
+    return f"{' / '.join(who)} on {', '.join(sets)}"
+
+
+def _lead(found: Evaluation) -> str:
+    count = plural(len(found.candidates[0].images), "image")
+    kinds = {
+        "HR and LR": "real pairs of LR and ground truth",
+        "HR": "LR images made from the ground truth by bicubic reduction",
+        "LR": "LR images without ground truth, so only no-reference metrics",
+        "cache": "held-out samples of a teacher cache",
+    }
+    left_out = f"; {plural(len(found.skipped), 'image')} could not be measured" if found.skipped else ""
+    return f"{count}, x{found.scale}: {kinds.get(found.kind, found.kind)}{left_out}."
+
+
+def _evaluate_sets(
+    candidates: Sequence[str | Path],
+    data: Sequence[Path],
+    settings: EvaluationSettings | None,
+    teachers: Mapping[str, Teacher] | None,
+    *,
+    out: Path | None,
+    overwrite: bool,
+    on_picture: OnPicture,
+    on_progress: OnProgress | None,
+) -> Evaluation | Evaluations:
+    """One set after the other, each of its pictures handed over."""
+    found = {}
+    for path in data:
+        name = path.resolve().name
+
+        def hand_over(candidate: str, image_id: str, picture: Rgb, name: str = name) -> None:
+            on_picture(name, candidate, image_id, picture)
+
+        found[name] = evaluate(
+            candidates, path, settings, teachers, out=out / name if out and len(data) > 1 else out,
+            overwrite=overwrite, on_image=hand_over, on_progress=on_progress,
+        )  # fmt: skip
+    return next(iter(found.values())) if len(found) == 1 else Evaluations(found)
