@@ -10,12 +10,12 @@ from pipeline.images import Rgb
 from pipeline.system.files import atomic_write_bytes, ensure_dir
 from pipeline.system.outputs import check_file, check_suffix
 from pipeline.system.progress import OnProgress
-from pipeline.system.words import plural
+from pipeline.system.words import listed, plural
 from pipeline.teacher import Teacher
 from student.evaluation.evaluate import EvaluationSettings, evaluate
 from student.evaluation.scores import Evaluation, Evaluations
 from student.report.page import SetView, is_page, render, set_view
-from student.report.pictures.gallery import galleries
+from student.report.pictures.gallery import PAGE_BYTES, galleries
 from student.report.pictures.spool import Spool
 from student.report.provenance import tables
 
@@ -94,9 +94,9 @@ def evaluate_with_page(
     return EvaluationPage(page, found)
 
 
-def render_evaluation(sets: Mapping[str, Evaluation], spool: Spool) -> bytes:
+def render_evaluation(sets: Mapping[str, Evaluation], spool: Spool, budget: int = PAGE_BYTES) -> bytes:
     """The page of the sets, by their names, with the pictures that were kept."""
-    pictures = galleries(sets, spool)
+    pictures = galleries(sets, spool, budget)
     views: list[SetView] = []
     provenance = []
     for index, (name, found) in enumerate(sets.items(), start=1):
@@ -104,14 +104,19 @@ def render_evaluation(sets: Mapping[str, Evaluation], spool: Spool) -> bytes:
         views.append(set_view(name, index, _lead(found), found, labels, pictures[name]))
         provenance.append((name, tables(found, labels)))
     first = next(iter(sets.values()))
-    who = [row.name for row in first.candidates if row.role != "gt"]
     return render(
-        "evaluation.html", title=", ".join(sets), headline=_headline(who, list(sets)), sets=views, provenance=provenance
+        "evaluation.html",
+        title=", ".join(sets),
+        headline=_headline(first, list(sets)),
+        sets=views,
+        provenance=provenance,
     )
 
 
-def _headline(who: Sequence[str], sets: Sequence[str]) -> str:
-    return f"{' / '.join(who)} on {', '.join(sets)}"
+def _headline(found: Evaluation, sets: Sequence[str]) -> str:
+    who = [row.name for row in found.candidates if row.name not in (found.baseline, "gt")]
+    against = f"{listed(who)} against {found.baseline}" if who else found.baseline
+    return f"{against} on {listed(sets)}"
 
 
 def _lead(found: Evaluation) -> str:

@@ -13,13 +13,15 @@ from student.evaluation.statistics import Interval
 from student.report.figures import colour, metric_label
 from student.report.pictures.choice import fidelity, perceptual
 
-WIDTH, HEIGHT = 520, 340
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 16, 46
+WIDTH, HEIGHT = 420, 300
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 24, 44
 """Margins around the field."""
 PLOTS = 3
 """Perceptual metrics that are drawn, at most."""
 LINE = 17
 """Height of a label."""
+MOST = 26
+"""Letters of a label."""
 
 
 class Point(NamedTuple):
@@ -87,7 +89,7 @@ def _scatter(found: Evaluation, labels: Mapping[str, str], x: Metric, y: Metric)
     for (label, shade, across, up), (px, py) in zip(rows, places, strict=True):
         label_x, label_y, anchor = _beside(px, py, label, taken)
         ranges = (horizontal.at(across.low), horizontal.at(across.high)), (vertical.at(up.low), vertical.at(up.high))
-        points.append(Point(label, shade, px, py, *ranges, label_x, label_y, anchor))
+        points.append(Point(_short(label), shade, px, py, *ranges, label_x, label_y, anchor))
     names = metric_label(x.name), metric_label(y.name)
     return Scatter(*names, _axis_label(x), _axis_label(y), horizontal.ticks(), vertical.ticks(), points)
 
@@ -123,13 +125,17 @@ class _Axis:
 Box = tuple[float, float, float, float]
 
 
+def _short(label: str) -> str:
+    return label if len(label) <= MOST else f"{label[: MOST - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
 def _overlap(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _beside(x: float, y: float, label: str, taken: list[Box]) -> tuple[float, float, str]:
     """Where a label stands: the first place beside its point that is free, which is then taken."""
-    width = 7.2 * min(len(label), 30)
+    width = 7.2 * min(len(label), MOST)
     spots = [(9, 5, "start"), (-9, 5, "end"), (0, -10, "middle"), (0, 22, "middle")]
     spots += [(9, -9, "start"), (9, 20, "start"), (-9, -9, "end"), (-9, 20, "end")]
 

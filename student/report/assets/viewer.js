@@ -10,7 +10,7 @@ function makeViewer(root, labels, step) {
     const ratio = state.zoom * stage.clientWidth * devicePixelRatio / (record?.width || 1);
     root.classList.toggle("pixels", ratio >= 2);
   });
-  let record = null;
+  let record = null, wanted = { left: 0, right: 0 };
 
   function place(side, candidate) {
     if (record?.pictures[candidate] === undefined) return;
@@ -23,10 +23,15 @@ function makeViewer(root, labels, step) {
     }
   }
 
+  function choose(side, candidate) {
+    wanted[side] = candidate;
+    place(side, candidate);
+  }
+
   function swap() {
     const [left, right] = [sides.left.value, sides.right.value];
-    place("left", right);
-    place("right", left);
+    choose("left", right);
+    choose("right", left);
   }
 
   function divide(share) {
@@ -49,9 +54,8 @@ function makeViewer(root, labels, step) {
       shot.querySelector(".shot-figures").textContent = source ? captions[candidate] : "no picture";
     });
     const there = Object.keys(next.pictures);
-    for (const [side, other] of [["left", 0], ["right", there.length - 1]]) {
-      place(side, next.pictures[sides[side].value] === undefined ? there[other] : sides[side].value);
-    }
+    place("left", next.pictures[wanted.left] === undefined ? there[0] : wanted.left);
+    place("right", next.pictures[wanted.right] === undefined ? there[there.length - 1] : wanted.right);
     showMaps(next);
     zoom.state.most = Math.max(4, 16 * next.width / stage.clientWidth);
     zoom.fit();
@@ -95,9 +99,9 @@ function makeViewer(root, labels, step) {
   });
 
   for (const side of ["left", "right"]) {
-    sides[side].addEventListener("change", () => place(side, sides[side].value));
+    sides[side].addEventListener("change", () => choose(side, sides[side].value));
     for (const shot of shots) {
-      shot.querySelector(`.to-${side}`).addEventListener("click", () => place(side, shot.dataset.candidate));
+      shot.querySelector(`.to-${side}`).addEventListener("click", () => choose(side, shot.dataset.candidate));
     }
   }
   split.addEventListener("input", () => divide(split.value / 100));
@@ -112,9 +116,9 @@ function makeViewer(root, labels, step) {
   listen(stage, zoom, { starts: near, to: divide });
   for (const shot of shots) {
     const view = shot.querySelector(".view"), drag = listen(view, zoom, null);
-    view.addEventListener("click", () => drag.wasDragged() || place("right", shot.dataset.candidate));
+    view.addEventListener("click", () => drag.wasDragged() || choose("right", shot.dataset.candidate));
   }
   addEventListener("resize", zoom.again);
-  const start = (left, right) => { sides.left.value = left; sides.right.value = right; };
+  const start = (left, right) => { wanted = { left, right }; };
   return { show, start };
 }

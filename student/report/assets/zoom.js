@@ -78,6 +78,10 @@ function listen(view, zoom, slide) {
     zoom.move((now.x - before.x) / 2, (now.y - before.y) / 2);
   }
 
+  for (const touch of ["touchstart", "touchmove"]) { // two fingers are ours, one may still scroll the page
+    view.addEventListener(touch, event => event.touches.length > 1 && event.preventDefault(), { passive: false });
+  }
+
   for (const end of ["pointerup", "pointercancel"]) {
     view.addEventListener(end, event => {
       pointers.delete(event.pointerId);

@@ -3,25 +3,11 @@
 import math
 from dataclasses import dataclass
 
-from student.evaluation.metrics import Metric
+from student.evaluation.metrics import OURS, Metric
 from student.evaluation.scores import CandidateScores, Evaluation
 
 FIDELITY = frozenset(
-    (
-        "psnr_y",
-        "ssim_y",
-        "teacher_psnr_y",
-        "psnr",
-        "psnry",
-        "ssim",
-        "ssimc",
-        "ms_ssim",
-        "cw_ssim",
-        "fsim",
-        "gmsd",
-        "nlpd",
-    )
-    + ("mad", "vif", "vsi")
+    {*OURS, "psnr", "psnry", "ssim", "ms_ssim", "cw_ssim", "fsim", "gmsd", "nlpd", "mad", "vif", "vsi"}
 )
 """Metrics of distortion: they compare pixels or structure, and blur pleases them more than invented texture."""
 

@@ -1,23 +1,22 @@
 """The pictures of a page within its size: large ones, details and thumbnails, as the page's script takes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.system.words import plural
+from pipeline.system.words import listed, plural
 from student.evaluation.scores import Evaluation
 from student.report.pictures.bands import BandMaps, band_maps, can_be_mapped
 from student.report.pictures.choice import Choice, choose
-from student.report.pictures.encoding import data_uri, decode, uri_length
+from student.report.pictures.encoding import DETAIL_STEPS, STEPS, Step, data_uri, decode, uri_length
 from student.report.pictures.fitting import Stored, StoredImage, fit
-from student.report.pictures.spool import Spool, SpooledImage
+from student.report.pictures.spool import DETAIL, Spool, SpooledImage
 
 LARGE, FEWEST = 12, 4
 """Images at full size on a page; of a set at least, where there are many sets."""
 PAGE_BYTES = 19_500_000
 """What a page may take, style, script and figures included."""
-THUMBNAILS, DETAILS = 0.15, 0.25
+THUMBNAILS, DETAILS, MAPS = 0.15, 0.25, 0.15
 """Shares of the page."""
 
 Key = tuple[str, str]  # names of set and image
@@ -60,17 +59,18 @@ def galleries(found: Mapping[str, Evaluation], spool: Spool, budget: int = PAGE_
     choices = {name: choose(evaluation, count) for name, evaluation in found.items()}
     page = _Page(found, spool, budget - _text_bytes(found))
     large = [(name, image) for name, c in choices.items() for image in c.shown if (name, image) in spool.images]
-    rest = [key for key in page.images if key not in set(large)]
+    rest = [key for key in page.images if key in spool.images and key not in set(large)]
     rest.sort(key=lambda key: -abs(choices[key[0]].gains.get(key[1], 0.0)))  # the telling ones first
     page.add_thumbnails([*large, *rest], int(THUMBNAILS * budget))
-    page.add_details(rest, int(DETAILS * budget))
-    stored = page.add_large(large)
-    notes = _storage_notes(stored)
-    return {
-        name: Gallery(choices[name], images, (*notes, *_gaps(images)))
-        for name in found
-        if (images := tuple(image for key, image in page.images.items() if key[0] == name))
-    }
+    details = page.add_details(rest, int(DETAILS * budget))
+    stored = page.add_large(large, int(MAPS * budget))
+    made = {}
+    for name in found:
+        images = tuple(image for key, image in page.images.items() if key[0] == name)
+        partly = len(images) > len(choices[name].shown)
+        notes = (*(_detail_notes(details) if partly else ()), *_storage_notes(stored), *_gaps(images))
+        made[name] = Gallery(choices[name], images, notes)
+    return made
 
 
 @dataclass
@@ -88,33 +88,35 @@ class _Page:
 
     def add_thumbnails(self, keys: Iterable[Key], share: int) -> None:
         for key in keys:
-            if key in self.spool.images:
-                uri = _address(self.spool.images[key].thumbnail)
-                share -= len(uri)
-                if share < 0:
-                    return
-                self.images[key].thumbnail = uri
-                self.left -= len(uri)
+            uri = data_uri(self.spool.images[key].thumbnail.read_bytes())
+            share -= len(uri)
+            if share < 0:
+                return
+            self.images[key].thumbnail = uri
+            self.left -= len(uri)
 
-    def add_details(self, keys: Iterable[Key], share: int) -> None:
-        for key in keys:
-            image = self.spool.images.get(key)
-            if image:
-                pictures = {name: path.read_bytes() for name, path in image.details.items()}
-                size = sum(map(uri_length, pictures.values()))
-                share -= size
-                if share < 0:
-                    return
-                self.images[key].record = self._record(key, StoredImage(image.detail, pictures))
-                self.left -= size
-
-    def add_large(self, keys: Sequence[Key]) -> Stored | None:
-        """The last to be added: they take what is left."""
-        maps = {key: _maps(self.spool.images[key]) for key in keys}
-        self.left -= sum(uri_length(m.picture) for found in maps.values() if found for m in found.maps.values())
-        stored = fit([self.spool.images[key] for key in keys], self.left)
+    def add_details(self, keys: Sequence[Key], share: int) -> Stored | None:
+        spooled = [self.spool.images[key] for key in keys]
+        details = [replace(image, kept=image.detail, pictures=image.details) for image in spooled]
+        stored = _as_many(details, share, DETAIL_STEPS)
         for key, image in zip(keys, stored.images if stored else (), strict=False):
-            self.images[key].record = self._record(key, image) | self._map_record(key, maps[key])
+            self.images[key].record = self._record(key, image)
+            self.left -= sum(map(uri_length, image.pictures.values()))
+        return stored
+
+    def add_large(self, keys: Sequence[Key], map_share: int) -> Stored | None:
+        """The last to be added: they take what is left."""
+        records = []
+        for key in keys:
+            maps = _maps(self.spool.images[key])
+            size = sum(uri_length(found.picture) for found in maps.maps.values()) if maps else 0
+            map_share -= size
+            fits = map_share >= 0
+            self.left -= size if fits else 0
+            records.append(self._map_record(key, maps) if maps and fits else {"left_out": True} if maps else {})
+        stored = _as_many([self.spool.images[key] for key in keys], self.left, STEPS)
+        for key, image, record in zip(keys, stored.images if stored else (), records, strict=False):
+            self.images[key].record = self._record(key, image) | record
         return stored
 
     def _places(self, key: Key) -> dict[str, int]:
@@ -129,9 +131,7 @@ class _Page:
             "pictures": {places[name]: data_uri(data) for name, data in stored.pictures.items()},
         }
 
-    def _map_record(self, key: Key, maps: BandMaps | None) -> dict[str, Any]:
-        if maps is None:
-            return {}
+    def _map_record(self, key: Key, maps: BandMaps) -> dict[str, Any]:
         places = self._places(key)
         return {
             "white": f"{maps.white:.0f}",
@@ -143,8 +143,13 @@ class _Page:
         }
 
 
-def _address(path: Path) -> str:
-    return data_uri(path.read_bytes())
+def _as_many(images: Sequence[SpooledImage], budget: int, steps: Sequence[Step]) -> Stored | None:
+    """All of them, or the first half, quarter, ..., as they have room."""
+    stored = None
+    while images and not stored:
+        stored = fit(images, budget, steps)
+        images = images[: len(images) // 2]
+    return stored
 
 
 def _maps(image: SpooledImage) -> BandMaps | None:
@@ -167,6 +172,11 @@ def _extent(image: SpooledImage, stored: StoredImage) -> str:
     return text
 
 
+def _detail_notes(stored: Stored | None) -> list[str]:
+    text = f"Of the others stands here the square of {DETAIL} pixels with the most detail"
+    return [f"{text}, as {stored.step.text}."] if stored else []
+
+
 def _storage_notes(stored: Stored | None) -> list[str]:
     if stored is None:
         return []
@@ -180,11 +190,13 @@ def _storage_notes(stored: Stored | None) -> list[str]:
 
 
 def _gaps(images: Sequence[PageImage]) -> list[str]:
-    bare, unseen = sum(not image.record for image in images), sum(not image.thumbnail for image in images)
-    notes = [f"{plural(bare, 'image')} stand here without details" if bare else ""]
-    notes.append(f"{plural(unseen, 'image')} without thumbnail" if unseen else "")
-    text = ", ".join(filter(None, notes))
-    return [f"For the size of the page, {text}."] if text else []
+    missing = {
+        "pictures": sum(not image.record for image in images),
+        "thumbnail": sum(not image.thumbnail for image in images),
+        "error maps": sum("left_out" in (image.record or {}) for image in images),
+    }
+    told = [f"{plural(count, 'image')} without {what}" for what, count in missing.items() if count]
+    return [f"The size of the page leaves {listed(told)}."] if told else []
 
 
 def _text_bytes(found: Mapping[str, Evaluation]) -> int:

@@ -32,7 +32,7 @@ class SpooledImage:
         kept: the part that is kept of every version, all of it where it is no larger than `encoding.LARGEST`.
         detail: the busiest square.
         thumbnail: file of the whole image, small.
-        details: file of each candidate's detail.
+        details: file of each candidate's detail, lossless.
         pictures: file of each candidate's kept part, lossless.
         resized: candidates whose pictures had another size, which they had to be brought from.
     """
@@ -83,7 +83,7 @@ class Spool:
         for index, (name, version) in enumerate(versions.items()):
             picture = _resized(version, size) if name in resized else version
             details[name] = folder / f"{index}.detail"
-            details[name].write_bytes(encoding.small_webp(detail.of(picture), quality=90))
+            details[name].write_bytes(images.encode_webp(np.ascontiguousarray(detail.of(picture))))
             pictures[name] = folder / f"{index}.picture"
             pictures[name].write_bytes(images.encode_webp(kept.of(picture)))
         thumbnail = folder / "thumbnail"

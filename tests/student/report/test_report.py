@@ -1,13 +1,12 @@
-import json
 import re
 from base64 import b64decode
 from dataclasses import replace
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from cache_support import NoisyBicubic, make_corpus, settings
+from page_support import Elements, loads_nothing, page_data
 
 from pipeline import config, images
 from pipeline.system.errors import DtkdError, UsageError
@@ -44,45 +43,12 @@ def page(made):
     return made.path.read_text(encoding="utf-8")
 
 
-def page_data(page, kind):
-    """JSON blocks of a page."""
-    return re.findall(rf'<script type="application/json" class="{kind}"[^>]*>(.*?)</script>', page, re.DOTALL)
-
-
-class Elements(HTMLParser):
-    """Every element of a page with its attributes; complains about elements that are not closed."""
-
-    VOID = frozenset({"meta", "link", "img", "br", "input", "use", "path", "rect"})
-
-    def __init__(self, page):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(page)
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
 def test_nothing_is_loaded_from_elsewhere(page):
-    for tag, attributes in Elements(page).found:
-        for name in ("src", "href", "xlink:href"):
-            assert attributes.get(name, "#").startswith(("data:", "#")), (tag, attributes)
-    assert "@import" not in page
-    assert not re.search(r"url\((?!#)", page)
+    assert loads_nothing(page)
 
 
 def test_the_pictures_are_the_cached_ones_bit_for_bit(made, page):
-    about, records = json.loads(page_data(page, "set-data")[0]), list(map(json.loads, page_data(page, "image-data")))
+    [about], records = page_data(page, "set-data"), page_data(page, "image-data")
     assert about["labels"] == ["LR (bicubic)", GT_ONLY, DTKD, "teacher", "GT"]
     held_out = open_cache(made.path.parents[1] / "cache", "val")
     for index, record in enumerate(records):
