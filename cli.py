@@ -17,7 +17,6 @@ from pipeline.system.results import Result
 
 app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
 _command = options.command_of(app)
-_Kind = Literal["bicubic", "real", "paired"]
 _Picture = Literal["png", "webp", "jpg", "tif"]
 _Form = Literal["safetensors", "onnx", "huggingface"]
 _GRIDS = "levels, weights, calibrated:TOML, schedule, energy, gt, samples, teacher_steps:CACHE, by commas, or FILE.toml"
@@ -34,7 +33,9 @@ def teacher_cache(
     corpus: options.CorpusOption,
     cache: Annotated[Path, argument("CACHE", "Folder to write; the same command goes on.")],
     teacher: options.TeacherOption = "embedded",
-    degradation: Annotated[_Kind | None, option("Of LR images.  [default: real]")] = None,
+    degradation: Annotated[
+        Literal["bicubic", "real", "paired"] | None, option("Of LR images.  [default: real]")
+    ] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
     tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
     steps: options.StepsOption = None,
@@ -147,6 +148,7 @@ def evaluate(
     protocol: Annotated[str, option("How figures are taken: classical, osediff, noref.")] = "classical",
     metrics: Annotated[str | None, option("psnr_y and others, by commas.  [default: the protocol's]")] = None,
     out: Annotated[Path | None, option("Write metrics.json, .csv, .md and pictures there.")] = None,
+    page: Annotated[Path | None, option("Write an HTML page with pictures there.", "--report")] = None,
     overwrite: options.OverwriteOption = False,
     crop_border: Annotated[int | None, option("Pixels left out by psnr_y.  [default: the protocol's]")] = None,
     scale: Annotated[int | None, option("Only needed for bicubic alone.  [default: 4]")] = None,
@@ -160,15 +162,16 @@ def evaluate(
     dtkd evaluate runs/a runs/b --data data/RealSR --metrics psnr_y,ssim_y,lpips,maniqa-pipal --out runs/scores
     dtkd evaluate tiny-x4 teacher:embedded images:outputs/osediff --data data/RealSR --crop-border 0
     """
-    from student.evaluation.evaluate import EvaluationSettings, evaluate_sets
+    from student.report.evaluation import EvaluationSettings, evaluate_to_page
     from teacher_cache.teachers import load_each
 
-    asked = [name.removeprefix("teacher:") for name in candidates if name.startswith("teacher:")]
-    teachers = load_each(asked, scale, device)
+    teachers = load_each([n.removeprefix("teacher:") for n in candidates if n.startswith("teacher:")], scale, device)
     given = {"protocol": protocol, "crop_border": crop_border, "scale": scale, "limit": limit, "baseline": baseline}
     given |= {"device": device, "precision": precision}
     how = config.load(EvaluationSettings, None, [f"metrics={metrics}"] if metrics is not None else [], given)
-    return evaluate_sets(candidates, data, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress)
+    return evaluate_to_page(
+        candidates, data, page, how, teachers, out=out, overwrite=overwrite, on_progress=on_progress
+    )
 
 
 @_command
@@ -331,19 +334,16 @@ def bench(
     dtkd bench teacher --rounds 3
     """
     from pipeline.system.device import choose
-
-    chosen = choose(device)
-    if what == "student":
-        from student.bench import Setup, bench_student
-
-        return bench_student(Setup(preset, device=chosen, threads=threads, compiled=compiled), rounds)
-    if what == "train":
-        from student.bench_train import bench_train
-
-        return bench_train(preset, chosen, threads, rounds)
+    from student.bench import Setup, bench_student
+    from student.bench_train import bench_train
     from teacher_cache.bench import BuildSettings, bench_teacher
     from teacher_cache.teachers import load
 
+    chosen = choose(device)
+    if what == "student":
+        return bench_student(Setup(preset, device=chosen, threads=threads, compiled=compiled), rounds)
+    if what == "train":
+        return bench_train(preset, chosen, threads, rounds)
     return bench_teacher(corpus, load(teacher, steps=steps, device=chosen), BuildSettings(), rounds, threads, chosen)
 
 

@@ -4,6 +4,7 @@ It evaluates bicubic, the GT-only student of the same budget, the DTKD student a
 photos, and shows figures, pictures, training curves, times, and how everything was made.
 """
 
+import tempfile
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +20,14 @@ from student.evaluation.evaluate import Evaluation, EvaluationSettings, evaluate
 from student.model.weight_files import read_metadata
 from student.networks import find_checkpoint
 from student.report.curves import read_curves
-from student.report.page import BICUBIC, DTKD, GT_ONLY, TEACHER, TRUTH, Report, ReportRun, is_report, render
+from student.report.page import is_page
+from student.report.pair import BICUBIC, DTKD, GT_ONLY, SET, TEACHER, TRUTH, Report, ReportRun, render_report
+from student.report.pictures.spool import Spool
 from student.stream import open_cache
 
 __all__ = ["Report", "write_report"]
 
 METRICS = (*metrics.DEFAULT_METRICS, "teacher_psnr_y")
-PHOTOS = 8  # shown as pictures; the figures are over all held-out photos
 
 
 def write_report(
@@ -54,24 +56,25 @@ def write_report(
         UsageError: `out` is no name for an HTML file.
     """
     check_suffix(out, (".html", ".htm"), "a report")
-    check_file(out, "a report", overwrite, is_report)
+    check_file(out, "a report", overwrite, lambda path: is_page(path, "report"))
     ensure_dir(out.parent)
     labelled = [(GT_ONLY, gt_only)] if gt_only else []
     runs = [_read_run(label, folder) for label, folder in [*labelled, (DTKD, dtkd)]]
     for run in runs:
         _refuse_another_cache(run, cache)
-    shown: dict[str, dict[str, Rgb]] = {}  # image id -> candidate -> picture
-
-    def keep(_: str, candidate: str, image_id: str, image: Rgb) -> None:
-        if image_id in shown or len(shown) < PHOTOS:
-            shown.setdefault(image_id, {})[candidate] = image
-
     settings = EvaluationSettings(metrics=METRICS, device=device)
-    found = evaluate([run.folder for run in runs], cache, settings, on_picture=keep, on_progress=on_progress)
-    labels = _labels(found, runs)
-    seconds = {labels[c.name]: c.seconds for c in found.candidates}
-    report = Report(out, found, labels, seconds[TEACHER], seconds[DTKD])
-    atomic_write_bytes(out, render(report, runs, shards.load_manifest(cache), shown).encode())
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        spool = Spool(Path(folder))
+
+        def keep(_: str, candidate: str, image_id: str, picture: Rgb) -> None:
+            spool.add(SET, candidate, image_id, picture)
+
+        found = evaluate([run.folder for run in runs], cache, settings, on_picture=keep, on_progress=on_progress)
+        spool.finish()
+        labels = _labels(found, runs)
+        seconds = {labels[c.name]: c.seconds for c in found.candidates}
+        report = Report(out, found, labels, seconds[TEACHER], seconds[DTKD])
+        atomic_write_bytes(out, render_report(report, runs, shards.load_manifest(cache), spool))
     return report
 
 

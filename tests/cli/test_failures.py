@@ -134,7 +134,7 @@ def test_what_may_happen_to_anyone_is_one_line(monkeypatch, cache, error, line):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("student.evaluation.evaluate.evaluate_sets", fail)
+    monkeypatch.setattr("student.report.evaluation.evaluate_to_page", fail)
     assert refused("evaluate", "bicubic", "--data", cache) == line
 
 
@@ -142,7 +142,7 @@ def test_an_interruption_is_an_object_under_json(monkeypatch, cache):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("student.evaluation.evaluate.evaluate_sets", interrupt)
+    monkeypatch.setattr("student.report.evaluation.evaluate_to_page", interrupt)
     out, err = dtkd("evaluate", "bicubic", "--data", cache, "--json", code=1)
     assert json.loads(out) == {"error": INTERRUPTED.removeprefix("dtkd: ")}
     assert err.splitlines() == [INTERRUPTED]
@@ -152,7 +152,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, cache):
     def fail(*args, **kwargs):
         raise ValueError("ours")
 
-    monkeypatch.setattr("student.evaluation.evaluate.evaluate_sets", fail)
+    monkeypatch.setattr("student.report.evaluation.evaluate_to_page", fail)
     with pytest.raises(ValueError, match="ours"):
         dtkd("evaluate", "bicubic", "--data", cache)
 

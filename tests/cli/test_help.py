@@ -52,7 +52,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         "teacher_cache.building.survey.survey", "teacher_cache.building.verify.verify_cache",
         "teacher_cache.teachers.load", "teacher_cache.teachers.load_each",
         "student.training.loop.train",
-        "student.evaluation.evaluate.evaluate_sets", "teacher_cache.training.loop.train_teacher",
+        "student.report.evaluation.evaluate_to_page", "teacher_cache.training.loop.train_teacher",
         "student.report.write.write_report",
         "teacher_cache.building.verify.load_teacher", "student.upscaling.upscale.upscale", "student.export.export",
         "student.study.audit_files.audit_cache", "student.study.ablate.announced", "student.study.mix.mix_files",

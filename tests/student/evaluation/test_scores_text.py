@@ -19,9 +19,9 @@ def evaluation(**figures):
 
 def test_a_table_of_means():
     head, row, last, few = score_lines(evaluation(run=[20.0, 30.5]), {"run": "DTKD student"})
-    assert head.split() == ["psnr_y", "^", "parameters", "precision", "s/image"]
-    assert row == "DTKD student   25.2500       1,000       bf16    0.500"
-    assert last == "2 images, x4, border 4; ^ higher is better, v lower"
+    assert head.split() == ["psnr_y", "^", "parameters", "GFLOPs", "MB", "precision", "s/image"]
+    assert row == "DTKD student   25.2500       1,000       -   -       bf16    0.500"
+    assert last == "2 images, x4, protocol classical, border 4; ^ higher is better, v lower"
     assert few == "2 images are few: other images may give other figures"
     assert score_lines(evaluation(run=[20.0]), {})[-1].startswith("1 image, ")
 
