@@ -5,7 +5,6 @@ error is an object `{"error": ...}` as well. Exit code 0 is success, 2 wrong usa
 SIGTERM included. Heavy imports happen inside the commands.
 """
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,12 +17,13 @@ from pipeline.system.results import Result
 app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
 _command = options.command_of(app)
 _Picture = Literal["png", "webp", "jpg", "tif"]
+_Form = Literal["safetensors", "onnx", "huggingface"]
 _GRIDS = "levels, weights, calibrated:TOML, schedule, energy, gt, samples, teacher_steps:CACHE, by commas, or FILE.toml"
 
 
 @app.callback()
 def _root(show_version: options.VersionOption = False) -> None:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # pyiqa brings it; its missing CPU kernels concern nobody
+    pass
 
 
 @_command
@@ -297,9 +297,7 @@ def export(
     on_progress: OnProgress,
     checkpoint: Annotated[str, argument("CHECKPOINT", "Weight file, run folder or shipped student.")],
     out: Annotated[Path, argument("OUT", "FILE.safetensors, FILE.onnx, or a huggingface FOLDER.")],
-    kind: Annotated[
-        Literal["safetensors", "onnx", "huggingface"] | None, option("Default: by the name.", "--format")
-    ] = None,
+    kind: Annotated[_Form | None, option("What to write, where the name does not say it.", "--format")] = None,
     half: Annotated[bool, option("Store weights as float16; computing stays float32.", "--half")] = False,
     int8: Annotated[bool, option("ONNX: linear layers in int8, faster on CPUs.", "--int8")] = False,
     overwrite: options.OverwriteOption = False,

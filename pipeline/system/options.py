@@ -3,6 +3,7 @@
 The only module that knows typer. Commands themselves stand in `cli`, and what they do alike in `commands`.
 """
 
+import logging
 import pkgutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -33,6 +34,7 @@ class _Commands(TyperGroup):
 def application(description: str) -> typer.Typer:
     """A command line without commands, whose failures are one line."""
     device.share_cpus()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # pyiqa brings it; its missing CPU kernels concern nobody
     return typer.Typer(
         cls=_Commands,
         help=description,
