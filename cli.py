@@ -226,7 +226,7 @@ def ablate(
     data: Annotated[Path, option("Evaluation set, as for evaluate.")],
     grid: Annotated[str, option(_GRIDS)] = "energy",
     seeds: Annotated[int, option("Runs of every arm.", min=1)] = 1,
-    metrics: options.MetricsOption = "psnr_y,ssim_y,piqe",
+    metrics: options.MetricsOption = "psnr_y,ssim_y,dss,piqe",
     config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
 ) -> Result:

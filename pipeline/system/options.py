@@ -96,7 +96,9 @@ ConfigFiles = Annotated[
     list[Path] | None, option("Settings as TOML; repeatable, the later ones win.", "--config", metavar="FILE")
 ]
 Overrides = Annotated[list[str] | None, option("One setting; repeatable.", "--set", metavar="KEY=VALUE")]
-MetricsOption = Annotated[str, option("psnr_y, ssim_y, and pyiqa's names, by commas.")]
+MetricsOption = Annotated[
+    str, option("psnr_y, ssim_y, dss, mdsi, haarpsi, cvvdp, ssimulacra2, pyiqa's names; by commas.")
+]
 VersionOption = Annotated[bool, _ends("--version", "Print the version.", lambda: f"dtkd {version('dtkd')}")]
 JsonOption = Annotated[bool, option("Print one JSON object instead of text, and no progress.", "--json")]
 ResumeOption = Annotated[bool, option("Go on, or delete what an earlier run left.", "--resume/--fresh")]

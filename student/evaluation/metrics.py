@@ -1,10 +1,12 @@
-"""Image quality metrics: two fidelity measures of our own, and pyiqa's for everything perceptual.
+"""Image quality metrics by name: fidelity measures of our own, perceptual ones of small packages, and pyiqa's.
 
 `psnr_y` and `ssim_y` follow the super-resolution literature: 8-bit images, BT.601 studio-range luma, a border of
 `crop_border` pixels left out; `teacher_psnr_y` is psnr_y toward the teacher's output instead of the ground truth.
-`lr_psnr` and `colour_drift` tell how true an image is to the LR image that it was made of. All other names are pyiqa's,
-with its settings pinned here or by a protocol; `Metric.settings` says them, and results carry them. Perceptual metrics
-always look at the whole image, and `fid` at a whole set of them.
+`lr_psnr` and `colour_drift` tell how true an image is to the LR image that it was made of. The names of
+`libraries.packages` come next, without weights, and before pyiqa's should it ever take one of them; all others are
+pyiqa's, with its settings pinned here or by a protocol. `Metric.settings` says them, and results carry them. Perceptual
+metrics always look at the whole image, and `fid` at a whole set of them. What pyiqa draws (crops, patches) it draws
+from one seed.
 
 Letters: H W height and width in pixels. Images are uint8 (H, W, 3) RGB.
 """
@@ -25,14 +27,15 @@ from pipeline.images import Rgb
 from pipeline.system import torchvision_guard
 from pipeline.system.errors import UsageError
 from pipeline.system.words import nearest
-from student.evaluation import offline
-from student.evaluation.seeding import SEED, seeded
+from student.evaluation.libraries import offline, packages
+from student.evaluation.libraries.packages import Setting
+from student.evaluation.libraries.seeding import SEED, seeded
 
-Setting = str | int | float | bool
 Reference = Literal["gt", "teacher", "lr"]
 
 OURS = ("psnr_y", "ssim_y", "teacher_psnr_y", "lr_psnr", "colour_drift")
-DEFAULT_METRICS = ("psnr_y", "ssim_y", "piqe")
+DEFAULT_METRICS = ("psnr_y", "ssim_y", "dss", "piqe")
+"""dss for the perceptual difference to the ground truth, piqe for data without one: LOG.md, 2026-11-28."""
 
 # pyiqa converts to YIQ luma unless told otherwise; the literature uses YCbCr.
 _YCBCR: dict[str, Setting] = {"color_space": "ycbcr"}
@@ -56,7 +59,7 @@ class Metric:
     """A metric that is ready to be measured.
 
     Attributes:
-        name: one of `OURS`, or pyiqa's name.
+        name: one of `OURS`, of `libraries.packages.METRICS`, or pyiqa's name.
         reference: what it compares with; None for a no-reference metric.
         lower_is_better: the direction of better.
         settings: everything that decides its figures, for the record.
@@ -94,8 +97,8 @@ def load(names: Sequence[str], device: str = "cpu", pins: Mapping[str, Mapping[s
     """Make metrics ready by name; the ones that cannot run here are told apart within seconds.
 
     Args:
-        names: those of `OURS`, any pyiqa name that measures one image, and `fid`.
-        device: where pyiqa's networks run.
+        names: those of `OURS`, of `libraries.packages`, any pyiqa name that measures one image, and `fid`.
+        device: where perceptual metrics run.
         pins: what is asked of pyiqa's metrics beyond their own defaults, by name; a protocol's own replace `PINNED`.
 
     Raises:
@@ -104,7 +107,7 @@ def load(names: Sequence[str], device: str = "cpu", pins: Mapping[str, Mapping[s
     ready: list[Metric] = []
     missing: list[Unavailable] = []
     for name in dict.fromkeys(names):
-        metric = _ours(name) or _pyiqa(name, device, pins.get(name, {}))
+        metric = _ours(name) or _packaged(name, device) or _pyiqa(name, device, pins.get(name, {}))
         if isinstance(metric, Metric):
             ready.append(metric)
         else:
@@ -134,6 +137,19 @@ def _given(reference: Rgb | None) -> Rgb:
     return reference
 
 
+def _packaged(name: str, device: str) -> Metric | Unavailable | None:
+    packaged = packages.METRICS.get(name)
+    if packaged is None:
+        return None
+    try:
+        function = packaged.load(device)
+    except ImportError as error:
+        reason = f"{packaged.package} cannot be imported ({error})"
+        return Unavailable(name, reason, f"pip install {packaged.package}")
+
+    return Metric(name, "gt", packaged.lower_is_better, packaged.record, lambda sr, gt, _: function(sr, _given(gt)))
+
+
 def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unavailable:
     torchvision_guard.apply()
     try:
@@ -143,7 +159,7 @@ def _pyiqa(name: str, device: str, pins: Mapping[str, Setting]) -> Metric | Unav
         return Unavailable(name, f"pyiqa cannot be imported ({error})", "pip install 'dtkd[metrics]'")
     known = [n for n in DEFAULT_CONFIGS if n not in _NEITHER]
     if name not in known:
-        near = nearest(name, [*OURS, *known], cutoff=0)
+        near = nearest(name, [*OURS, *packages.METRICS, *known], cutoff=0)
         raise UsageError(f"unknown metric {name!r}: the nearest known one is {near!r}")
 
     create: Callable[..., Any] = pyiqa.create_metric

@@ -143,7 +143,7 @@ def test_images_that_a_candidate_restores_exactly_are_in_nobodys_mean(photos, st
 @pytest.mark.parametrize("metrics", ["niqe", "teacher_psnr_y", "ms_ssim"])
 def test_when_nothing_can_be_measured_the_command_fails(photos, monkeypatch, tmp_path, metrics):
     monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr("student.evaluation.offline.reachable", lambda url: False)
+    monkeypatch.setattr("student.evaluation.libraries.offline.reachable", lambda url: False)
     done = CliRunner().invoke(cli.app, ["evaluate", "bicubic", "--data", str(photos), "--metrics", metrics])
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith(f"dtkd: nothing that was asked for can be measured: {metrics}: ")

@@ -64,7 +64,7 @@ def test_the_pictures_are_the_cached_ones_bit_for_bit(made, page):
 
 def test_every_figure_of_the_evaluation_stands_in_the_table(made, page):
     found = made.evaluation
-    assert found.metric_names == ["psnr_y", "ssim_y", "piqe", "teacher_psnr_y"]
+    assert found.metric_names == ["psnr_y", "ssim_y", "dss", "piqe", "teacher_psnr_y"]
     text = re.sub(r"<[^>]+>", " ", page[page.index("<table") : page.index("</table>")])
     for candidate in found.candidates:
         for name in found.metric_names:
@@ -174,7 +174,7 @@ def test_a_report_without_pyiqa_has_the_other_figures(made, monkeypatch, tmp_pat
     monkeypatch.setitem(__import__("sys").modules, "pyiqa", None)
     folder = made.path.parents[1]
     report = write_report(folder / "cache", folder / "dtkd", tmp_path / "r.html")
-    assert report.evaluation.metric_names == ["psnr_y", "ssim_y", "teacher_psnr_y"]
+    assert report.evaluation.metric_names == ["psnr_y", "ssim_y", "dss", "teacher_psnr_y"]
     assert "piqe is missing: pyiqa cannot be imported" in report.path.read_text()
     assert replace(report, teacher_seconds=None).ratio is None
 

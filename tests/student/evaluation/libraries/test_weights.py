@@ -19,7 +19,7 @@ from pyiqa.archs import cnniqa_arch
 
 from pipeline import images
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CNNIQA = cnniqa_arch.default_model_urls["koniq10k"].rpartition("/")[2]
 BACKBONE = "timm/test_resnet.r160_in1k"
 COMMIT = "0" * 40

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from student.evaluation import metrics
-from student.evaluation.seeding import SEED, seeded
+from student.evaluation.libraries.seeding import SEED, seeded
 
 
 def draws() -> list[float]:
