@@ -13,6 +13,7 @@ from pipeline.system.words import listed, plural
 from pipeline.teacher import Teacher
 from student.evaluation.evaluate import EvaluationSettings, evaluate_sets
 from student.evaluation.scores import Evaluation, Evaluations
+from student.report.figures import across
 from student.report.page import SetView, is_page, render, set_view
 from student.report.pictures.gallery import PAGE_BYTES, galleries
 from student.report.pictures.spool import Spool
@@ -109,6 +110,7 @@ def render_evaluation(sets: Mapping[str, Evaluation], spool: Spool, budget: int 
         "evaluation.html",
         title=", ".join(sets),
         headline=_headline(first, list(sets)),
+        overview=across([view.figures for view in views]) if len(views) > 1 else [],
         sets=views,
         provenance=provenance,
     )

@@ -1,7 +1,7 @@
 """Figures as a page shows them: the table of means with intervals and differences, and those of every image."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from student.evaluation.scores import CandidateScores, Evaluation
@@ -75,6 +75,27 @@ def figures(found: Evaluation, labels: Mapping[str, str], ours: str | None = Non
     ]
     enough = len(found.candidates[0].images) >= FEW and len([r for r in rows if r.kind != "gt"]) > 1
     return Figures(columns, COSTS, rows, verdicts if enough else [], _note(found, labels))
+
+
+class Across(NamedTuple):
+    """One metric on several sets: of every candidate its cell in each of them, None where it is not there."""
+
+    column: Column
+    rows: list[tuple[Row, list[Cell | None]]]
+
+
+def across(sets: Sequence[Figures]) -> list[Across]:
+    """The figures of several sets by metric and candidate."""
+    columns = {column.name: column for found in sets for column in found.columns}
+    rows = {row.label: row for found in sets for row in found.rows}
+    cells = [
+        {(row.label, c.name): cell for row in found.rows for c, cell in zip(found.columns, row.cells, strict=True)}
+        for found in sets
+    ]
+    return [
+        Across(column, [(row, [of.get((label, name)) for of in cells]) for label, row in rows.items()])
+        for name, column in columns.items()
+    ]
 
 
 def per_image(found: Evaluation) -> list[list[list[str | None]]]:

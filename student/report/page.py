@@ -80,7 +80,8 @@ def set_view(
         "metrics": found.metric_names,
         "figures": per_image(found),
         "left": names.index(choice.baseline or choice.candidate),
-        "right": names.index(choice.candidate),
+        "right": names.index(choice.candidate if choice.baseline else names[-1]),
+        "difference": choice.baseline is not None,
     }
     return SetView(
         name,

@@ -29,7 +29,7 @@ function makeGallery(section) {
       const figures = data.figures[image][metric.value];
       while (row.cells.length > 1) row.deleteCell(-1);
       for (const figure of figures) addCell(row, figure, figure === "equal" ? "inf" : figure);
-      if (data.left !== data.right) addDifference(row, figures[data.right], figures[data.left]);
+      if (data.difference) addDifference(row, figures[data.right], figures[data.left]);
     });
     sort();
   }

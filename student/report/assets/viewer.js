@@ -76,6 +76,7 @@ function makeViewer(root, labels, step) {
     root.classList.toggle("large", large);
     document.documentElement.classList.toggle("behind", large);
     one(".enlarge").setAttribute("aria-pressed", large);
+    one(".enlarge").textContent = large ? "close" : "enlarge";
     zoom.again();
   }
 

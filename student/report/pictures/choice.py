@@ -54,8 +54,7 @@ def fidelity(found: Evaluation) -> Metric | None:
 
 def choose(found: Evaluation, count: int) -> Choice:
     """Take `count` images: a half with the largest gains, a half with the smallest; all where there are no more."""
-    metric = (perceptual(found) or [fidelity(found) or found.metrics.metrics[0]])[0]
-    candidate = _subject(found)
+    metric, candidate = _deciding(found), _subject(found)
     baseline = next((row for row in found.candidates if row.name == found.baseline), None)
     gains = _gains(candidate, None if baseline is candidate else baseline, metric)
     order = sorted(gains, key=lambda image: -gains[image])
@@ -65,6 +64,13 @@ def choose(found: Evaluation, count: int) -> Choice:
     others = [image for image in seen if image not in gains][: count - len(best) - len(worst)]
     compared = baseline.name if baseline and baseline is not candidate else None
     return Choice(metric, candidate.name, compared, gains, tuple(best), tuple(worst), tuple(others))
+
+
+def _deciding(found: Evaluation) -> Metric:
+    """The first perceptual metric, else psnr_y, else the first; of the ones that have a figure for every image."""
+    measured = {name for row in found.candidates for score in row.images for name in score.values}
+    preferred = [*perceptual(found), *filter(None, [fidelity(found)]), *found.metrics.metrics]
+    return next((metric for metric in preferred if metric.name in measured), preferred[0])
 
 
 def _subject(found: Evaluation) -> CandidateScores:

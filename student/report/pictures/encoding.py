@@ -33,7 +33,10 @@ LARGEST = 1024
 STEPS = (
     Step("fast", 100, LARGEST),
     Step("dense", 100, LARGEST),
-    *(Step(None, quality, side) for quality, side in ((95, LARGEST), (90, LARGEST), (90, 768), (85, 768), (85, 512))),
+    *(
+        Step(None, quality, side)
+        for quality, side in ((98, LARGEST), (95, LARGEST), (90, LARGEST), (90, 768), (85, 768), (85, 512))
+    ),
     *(Step(None, quality, side) for quality, side in ((80, 384), (75, 256), (70, 192), (60, 128), (50, 96))),
 )
 DETAIL_STEPS = (Step("fast", 100, LARGEST), *(Step(None, quality, LARGEST) for quality in (95, 90, 85, 75)))

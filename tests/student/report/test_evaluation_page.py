@@ -128,7 +128,7 @@ class TestOtherData:
         page = evaluate_to_page(["bicubic"], [data], tmp_path / "p.html", FIDELITY).path.read_text()
         assert "<h1>bicubic on data</h1>" in page
         [about] = page_data(page, "set-data")
-        assert (about["left"], about["right"], about["labels"]) == (0, 0, ["bicubic", "gt"])
+        assert (about["left"], about["right"], about["labels"]) == (0, 1, ["bicubic", "gt"])
 
     def test_several_sets_stand_one_below_the_other(self, tmp_path):
         sets = [
@@ -141,6 +141,9 @@ class TestOtherData:
         assert len(page_data(page, "image-data")) == 16 and len(page_data(page, "set-data")) == 2
         assert page.count("6 of 8 images are shown at full size") == 2
         assert list(made.to_json()["sets"]) == ["x <i>", "y <i>"]
+        overview = page[page.index("all-sets") : page.index('id="set-1"')]
+        for found in made.found.sets.values():
+            assert f"<b>{found.candidates[0].mean('psnr_y'):.2f}</b>" in overview
         ids = [attributes["id"] for _, attributes in Elements(page).found if "id" in attributes]
         assert len(ids) == len(set(ids))
 

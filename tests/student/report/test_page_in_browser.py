@@ -244,7 +244,7 @@ def test_sets_have_viewers_of_their_own(page, file):
     page.locator(".viewer .in").first.click()
     factors = page.locator(".viewer .factor").all_inner_texts()
     assert factors == ["1.5x", "1x"]
-    page.get_by_role("link", name="small <set>").click()
+    page.locator("nav").get_by_role("link", name="small <set>").click()
     assert page.evaluate("location.hash") == "#set-2"
 
 

@@ -61,6 +61,11 @@ def test_the_baseline_is_never_the_subject():
     assert (choose(found, 4).candidate, choose(found, 4).baseline) == ("a", "b")
 
 
+def test_a_metric_of_the_whole_set_cannot_decide():
+    rows = {name: {"psnr_y": FLAT} for name in ("bicubic", "ours")}
+    assert choose(evaluation(rows, ("fid", "psnr_y"), lower=("fid",)), 4).metric.name == "psnr_y"
+
+
 @pytest.mark.parametrize("images", [1, 2, 3, 4])
 def test_few_images_are_all_shown_once(images):
     found = evaluation({"bicubic": {"psnr_y": FLAT[:images]}, "ours": {"psnr_y": [20.0 + i for i in range(images)]}})
