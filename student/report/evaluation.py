@@ -80,9 +80,15 @@ def evaluate_with_page(
     with tempfile.TemporaryDirectory(prefix=f".{page.name}.", dir=page.parent) as folder:
         spool = Spool(Path(folder))
         found = _evaluate_sets(
-            candidates, data, settings, teachers,
-            out=out, overwrite=overwrite, on_picture=spool.add, on_progress=on_progress,
-        )  # fmt: skip
+            candidates,
+            data,
+            settings,
+            teachers,
+            out=out,
+            overwrite=overwrite,
+            on_picture=spool.add,
+            on_progress=on_progress,
+        )
         spool.finish()
         sets = found.sets if isinstance(found, Evaluations) else {data[0].resolve().name: found}
         atomic_write_bytes(page, render_evaluation(sets, spool))
