@@ -71,9 +71,7 @@ def write_report(
 
         found = evaluate([run.folder for run in runs], cache, settings, on_picture=keep, on_progress=on_progress)
         spool.finish()
-        labels = _labels(found, runs)
-        seconds = {labels[c.name]: c.seconds for c in found.candidates}
-        report = Report(out, found, labels, seconds[TEACHER], seconds[DTKD])
+        report = _report(out, found, runs)
         atomic_write_bytes(out, render_report(report, runs, shards.load_manifest(cache), spool))
     return report
 
@@ -98,7 +96,9 @@ def _refuse_another_cache(run: ReportRun, cache: Path) -> None:
         )
 
 
-def _labels(found: Evaluation, runs: Sequence[ReportRun]) -> dict[str, str]:
+def _report(out: Path, found: Evaluation, runs: Sequence[ReportRun]) -> Report:
     students = iter(run.label for run in runs)
     fixed = {"baseline": BICUBIC, "teacher": TEACHER, "gt": TRUTH}
-    return {c.name: fixed.get(c.role) or next(students) for c in found.candidates}
+    labels = {c.name: fixed.get(c.role) or next(students) for c in found.candidates}
+    seconds = {labels[c.name]: c.seconds for c in found.candidates}
+    return Report(out, found, labels, seconds[TEACHER], seconds[DTKD])

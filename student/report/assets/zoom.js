@@ -34,59 +34,67 @@ addEventListener("wheel", event => {
   if (!event.defaultPrevented) pageScrolled = event.timeStamp;
 }, { passive: true });
 
-// Wheel, one pointer that drags, and two that pinch, on one view. `slide(x)` is asked first whether it takes a drag.
-function listen(view, zoom, slide) {
-  const pointers = new Map();
-  let mode = "", moved = 0;
-  const place = event => {
-    const box = view.getBoundingClientRect();
+// Wheel, one pointer that drags, and two that pinch, on one view. `slide`, where there is one, may take a drag.
+class Pointers {
+  constructor(view, zoom, slide) {
+    this.view = view;
+    this.zoom = zoom;
+    this.slide = slide;
+    this.at = new Map(); // pointers that are down, by their ids
+    this.mode = "";
+    this.dragged = false;
+    view.addEventListener("wheel", event => this.wheel(event), { passive: false });
+    view.addEventListener("pointerdown", event => this.down(event));
+    view.addEventListener("pointermove", event => this.move(event));
+    for (const end of ["pointerup", "pointercancel"]) view.addEventListener(end, event => this.up(event));
+    for (const touch of ["touchstart", "touchmove"]) { // two fingers are ours, one may still scroll the page
+      view.addEventListener(touch, event => event.touches.length > 1 && event.preventDefault(), { passive: false });
+    }
+  }
+
+  place(event) {
+    const box = this.view.getBoundingClientRect();
     return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
-  };
+  }
 
-  view.addEventListener("wheel", event => {
-    const scrolling = !event.ctrlKey && event.timeStamp - pageScrolled < 300;
-    if (scrolling || (event.deltaY > 0 && zoom.state.zoom === 1 && !event.ctrlKey)) return;
+  wheel(event) {
+    const pinched = event.ctrlKey; // as touch pads say it
+    const scrolling = event.timeStamp - pageScrolled < 300 || (event.deltaY > 0 && this.zoom.state.zoom === 1);
+    if (scrolling && !pinched) return;
     event.preventDefault();
-    const at = place(event), step = Math.min(Math.max(event.deltaY, -120), 120);
-    zoom.by(Math.exp(-step / (event.ctrlKey ? 120 : 400)), at.x, at.y);
-  }, { passive: false });
+    const at = this.place(event), step = Math.min(Math.max(event.deltaY, -120), 120);
+    this.zoom.by(Math.exp(-step / (pinched ? 120 : 400)), at.x, at.y);
+  }
 
-  view.addEventListener("pointerdown", event => {
+  down(event) {
     if (event.button) return;
-    view.setPointerCapture(event.pointerId);
-    pointers.set(event.pointerId, place(event));
-    moved = pointers.size > 1 ? 1 : 0;
-    mode = pointers.size > 1 ? "pinch" : slide?.starts(place(event).x) ? "slide" : "pan";
-  });
+    this.view.setPointerCapture(event.pointerId);
+    this.at.set(event.pointerId, this.place(event));
+    this.dragged = this.at.size > 1;
+    this.mode = this.at.size > 1 ? "pinch" : this.slide?.starts(this.place(event).x) ? "slide" : "pan";
+    this.began = this.place(event);
+  }
 
-  view.addEventListener("pointermove", event => {
-    const before = pointers.get(event.pointerId);
+  move(event) {
+    const before = this.at.get(event.pointerId), now = this.place(event);
     if (!before) return;
-    const now = place(event);
-    moved += Math.abs(now.x - before.x) + Math.abs(now.y - before.y);
-    if (mode === "slide") slide.to(now.x);
-    else if (mode === "pan") zoom.move(now.x - before.x, now.y - before.y);
-    else pinch(event.pointerId, before, now);
-    pointers.set(event.pointerId, now);
-  });
+    this.dragged ||= Math.hypot(now.x - this.began.x, now.y - this.began.y) > 0.02;
+    if (this.mode === "slide") this.slide.to(now.x);
+    else if (this.mode === "pan") this.zoom.move(now.x - before.x, now.y - before.y);
+    else this.pinch(event.pointerId, before, now);
+    this.at.set(event.pointerId, now);
+  }
 
-  function pinch(id, before, now) {
-    const other = [...pointers].find(([key]) => key !== id)?.[1];
+  pinch(id, before, now) {
+    const other = [...this.at].find(([key]) => key !== id)?.[1];
     if (!other) return;
     const apart = point => Math.hypot(point.x - other.x, point.y - other.y);
-    zoom.by(apart(now) / Math.max(apart(before), 0.01), (now.x + other.x) / 2, (now.y + other.y) / 2);
-    zoom.move((now.x - before.x) / 2, (now.y - before.y) / 2);
+    this.zoom.by(apart(now) / Math.max(apart(before), 0.01), (now.x + other.x) / 2, (now.y + other.y) / 2);
+    this.zoom.move((now.x - before.x) / 2, (now.y - before.y) / 2);
   }
 
-  for (const touch of ["touchstart", "touchmove"]) { // two fingers are ours, one may still scroll the page
-    view.addEventListener(touch, event => event.touches.length > 1 && event.preventDefault(), { passive: false });
+  up(event) {
+    this.at.delete(event.pointerId);
+    this.mode = this.at.size ? "pan" : "";
   }
-
-  for (const end of ["pointerup", "pointercancel"]) {
-    view.addEventListener(end, event => {
-      pointers.delete(event.pointerId);
-      mode = pointers.size ? "pan" : "";
-    });
-  }
-  return { wasDragged: () => moved > 0.02 };
 }
