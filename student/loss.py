@@ -17,6 +17,9 @@ R_v the root mean square of the coefficients in window v, 16x16 pixels of the im
 teacher's detail x is random given the LR image, E|s - x| is smallest at the median of x, about 0 for texture, so that a
 student that minimises L_FG draws none. R_v(x) hardly varies from one sample to the next, and E|R_v(s) - R_v(x)| is
 smallest where the student's detail has the teacher's local energy, at any phase. L becomes L + lambda * energy * L_E.
+`energy_floor` f takes f^2 from the teacher's mean square before its root: its stored pictures are rounded to 8 bits,
+which alone is an RMS of .29 levels in every band, and a student meets that in flat areas with a pattern that is the
+same everywhere (LOG.md, 2026-11-28).
 
 `gt = low` keeps the ground truth out of the details, whose median it pulls the student to as well: the first term is
 then mean |LL_J(S) - LL_J(GT)| / 2^J, and the teacher has the rest.
@@ -49,7 +52,7 @@ from pipeline.wavelet import Pyramid, check_wavelet, decompose
 GROUPS = ("low", "mid", "high")
 ENERGY_WINDOW = 16
 """Side of the windows of L_E in pixels of the image: 8 coefficients at level 1, 4 at level 2."""
-ENERGY_FLOOR = 1e-4
+LEAST_RMS = 1e-4
 """Least local RMS, so that its gradient stays finite in flat areas; a fortieth of a level of 255."""
 MODES = {"uniform": (1.0, 1.0, 1.0), "mid": (0.25, 1.0, 0.5), "low": (1.0, 0.5, 0.25), "high": (0.25, 0.5, 1.0)}
 
@@ -75,6 +78,8 @@ class LossSettings:
 
     energy: float = 0.0
     """Weight of the energy distance L_E relative to L_FG; 0 leaves it out."""
+    energy_floor: float = 0.0
+    """RMS of the teacher's detail that is not asked of the student, in levels of 255; rounding alone is .29."""
     gt: Literal["all", "low"] = "all"
     """Where the ground truth counts: in the whole image, or in the low group only."""
     cycle_spinning: bool = False
@@ -95,6 +100,8 @@ class LossSettings:
                 f"loss.energy must not be negative and needs loss.levels of 1 or more, got {self.energy} with "
                 f"loss.levels={self.levels}"
             )
+        if not 0 <= self.energy_floor <= 255:
+            raise DtkdError(f"loss.energy_floor is a share of 255 levels, 0 to 255, got {self.energy_floor}")
         check_wavelet(self.wavelet)
         if isinstance(self.weights, str):
             if self.weights not in MODES:
@@ -116,6 +123,8 @@ class GroupWeights(NamedTuple):
     energy: float = 0.0
     """Weight of the energy distance, relative to the group weights."""
     gt: str = "all"
+    energy_floor: float = 0.0
+    """In levels of 255."""
 
 
 class GroupDistance(NamedTuple):
@@ -166,7 +175,7 @@ def distillation_loss(
     fg = weights.low * low + weights.mid * mid + weights.high * high
     energy = fg.new_zeros(())
     if weights.energy:
-        distance = energy_distances(ours, theirs)
+        distance = energy_distances(ours, theirs, weights.energy_floor / 255)
         energy = weights.mid * distance.mid + weights.high * distance.high
     return LossParts(l1 + lam * (fg + weights.energy * energy), l1, fg, energy, low, mid, high)
 
@@ -177,17 +186,22 @@ def group_distances(ours: Pyramid, theirs: Pyramid) -> GroupDistance:
     return _grouped(F.l1_loss(ours.low, theirs.low) / 2 ** len(details), details)
 
 
-def energy_distances(ours: Pyramid, theirs: Pyramid) -> GroupDistance:
-    """Mean absolute difference of the local RMS of the detail bands of two decompositions; `low` is 0."""
+def energy_distances(ours: Pyramid, theirs: Pyramid, floor: float = 0.0) -> GroupDistance:
+    """Mean absolute difference of the local RMS of the detail bands of two decompositions; `low` is 0.
+
+    `floor`, in [0, 1], is the RMS that is taken from theirs, as the root of a difference of squares.
+    """
     distances = []
     for level, (s, t) in enumerate(zip(ours.details, theirs.details, strict=True), 1):
         side = max(ENERGY_WINDOW >> level, 1)
-        distances.append(F.l1_loss(local_rms(s, side), local_rms(t, side)))
+        distances.append(F.l1_loss(local_rms(s, side), local_rms(t, side, floor)))
     return _grouped(ours.low.new_zeros(()), distances)
 
 
-def local_rms(band: Tensor, side: int) -> Tensor:
+def local_rms(band: Tensor, side: int, floor: float = 0.0) -> Tensor:
     """RMS in windows of side x side coefficients: (B, C, 3, h, w) to (B, 3 C, h / side, w / side), rest left out.
+
+    Of the mean square that is above `floor` squared, where that is given.
 
     Raises:
         DtkdError: the band is smaller than a window.
@@ -197,7 +211,8 @@ def local_rms(band: Tensor, side: int) -> Tensor:
             f"loss.energy compares windows of {ENERGY_WINDOW} pixels: expected bands of {side} coefficients a side or "
             f"more, got {band.shape[-1]}x{band.shape[-2]}; use a larger train.patch"
         )
-    return (F.avg_pool2d(band.flatten(1, 2).square(), side) + ENERGY_FLOOR**2).sqrt()
+    mean_square = F.avg_pool2d(band.flatten(1, 2).square(), side)
+    return ((mean_square - floor**2).clamp(min=0) + LEAST_RMS**2).sqrt()
 
 
 def _grouped(low: Tensor, levels: list[Tensor]) -> GroupDistance:
@@ -235,4 +250,4 @@ def scale_weights(settings: LossSettings, measured: Magnitudes) -> GroupWeights:
     total = low * measured.low + mid * measured.mid + high * measured.high
     scale = measured.pixel / total if total > 0 else 1 / present
     groups = (scale * low, scale * mid, scale * high)
-    return GroupWeights(*groups, settings.levels, settings.wavelet, settings.energy, settings.gt)
+    return GroupWeights(*groups, settings.levels, settings.wavelet, settings.energy, settings.gt, settings.energy_floor)

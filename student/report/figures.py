@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from student.evaluation.scores import CandidateScores, Evaluation
+from student.evaluation.scores_text import cost_cells, cost_notes
 from student.evaluation.statistics import FEW, Interval
 
 NONE = "\N{EN DASH}"
@@ -46,7 +47,7 @@ class Row(NamedTuple):
     """What is sorted by, and the text, of each of COSTS."""
 
 
-COSTS = ("parameters", "seconds an image")
+COSTS = ("parameters", "GFLOPs", "MB", "seconds an image")
 
 
 class Figures(NamedTuple):
@@ -158,8 +159,9 @@ def _row(
                 best[name] is row,
             )
         )
-    parameters = f"{row.parameters:,}" if row.parameters else NONE
-    costs: list[tuple[float | None, str]] = [(row.parameters, parameters), (row.seconds, seconds_text(row.seconds))]
+    amounts = (row.parameters, row.cost and row.cost.flops, row.cost and row.cost.peak_bytes)
+    texts = [text or NONE for text in cost_cells(row)[:3]]
+    costs = [*zip(amounts, texts, strict=True), (row.seconds, seconds_text(row.seconds))]
     place = found.candidates.index(row)
     shade = "currentColor" if row.role == "gt" else colour(place)
     return Row(labels[row.name], shade, row.role, ours, cells, costs)
@@ -203,6 +205,7 @@ def _note(found: Evaluation, labels: Mapping[str, str]) -> str:
         "Blue: better than all others but the ground truth, with intervals of the differences that do not hold zero; "
         f"nothing is blue on fewer than {FEW} images."
     )
+    notes += [f"{line}." for line in cost_notes(found, labels)]
     notes += [f"{u.name} is missing: {u.reason}." for u in found.metrics.unavailable]
     notes += [f"{remark}." for remark in found.remarks]
     return " ".join(notes)

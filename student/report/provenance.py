@@ -1,14 +1,11 @@
 """How figures came about, as tables of keys and text: protocol, candidates, metrics, environment."""
 
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any, NamedTuple
 
+from student.evaluation.protocols import find_protocol
 from student.evaluation.scores import CandidateScores, Evaluation
-
-PACKAGES = ("dtkd", "torch", "numpy", "pillow", "pyiqa")
 
 
 class Table(NamedTuple):
@@ -28,19 +25,9 @@ def tables(found: Evaluation, labels: Mapping[str, str]) -> list[Table]:
         Table("Candidates", ("", "what it is"), candidates),
         Table("Metrics", ("", "settings"), [(m.name, [json.dumps(m.settings)]) for m in found.metrics.metrics]),
         Table("Left out", ("", "reason"), skipped),
-        Table("Environment", ("", "value"), _listed(environment(found))),
+        Table("Environment", ("", "value"), _listed({"device": found.device, **found.environment})),
     ]
     return [table for table in made if table.rows]
-
-
-def environment(found: Evaluation) -> dict[str, str]:
-    """Of the machine, and the versions that computed the figures."""
-    return {"device": found.device, "python": platform.python_version(), **dict(_versions())}
-
-
-def versions() -> str:
-    """In one line."""
-    return ", ".join(f"{name} {version}" for name, version in _versions())
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -54,6 +41,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _protocol(found: Evaluation) -> dict[str, str]:
     return {
+        "protocol": f"{found.protocol}: {find_protocol(found.protocol).source}",
         "data": f"{found.data} ({found.kind})",
         "images": str(len(found.candidates[0].images)),
         "scale": f"x{found.scale}",
@@ -67,14 +55,6 @@ def _protocol(found: Evaluation) -> dict[str, str]:
 def _candidate(row: CandidateScores) -> str:
     parts = [row.role, row.path or "", f"computed in {row.precision}" if row.precision else ""]
     return ", ".join(filter(None, parts))
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
 
 
 def _listed(facts: Mapping[str, str]) -> list[tuple[str, Sequence[Any]]]:

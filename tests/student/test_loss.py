@@ -47,7 +47,7 @@ def test_loss_is_its_equation(levels, wavelet):
     assert [p.item() for p in got] == pytest.approx(expected, abs=2e-6)
 
 
-def oracle_energy(sr, teacher, levels):
+def oracle_energy(sr, teacher, levels, floor=0.0):
     """Mean |RMS - RMS| over windows of 16x16 pixels, window by window; of mid and high."""
     by_level = []
     pyramids = [pywt.wavedec2(x.double().numpy(), "haar", level=levels) for x in (sr, teacher)]
@@ -56,18 +56,20 @@ def oracle_energy(sr, teacher, levels):
         for s, t in zip(ours, theirs, strict=True):
             for y in range(0, s.shape[-2], side):
                 for x in range(0, s.shape[-1], side):
-                    a, b = (np.sqrt(np.square(v[..., y : y + side, x : x + side]).mean((-1, -2))) for v in (s, t))
-                    distances.append(np.abs(a - b).mean())
+                    a, b = (np.square(v[..., y : y + side, x : x + side]).mean((-1, -2)) for v in (s, t))
+                    distances.append(np.abs(np.sqrt(a) - np.sqrt(np.maximum(b - floor**2, 0))).mean())
         by_level.append(np.mean(distances))
     return np.mean(by_level[1:]) if levels > 1 else 0.0, by_level[0]
 
 
+@pytest.mark.parametrize("floor", [0.0, 40.0])
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_energy_is_its_equation(levels):
+def test_energy_is_its_equation(levels, floor):
     sr, gt, teacher = images(1), images(2), images(3) * 0.6
-    got = distillation_loss(sr, gt, teacher, GroupWeights(0.3, 0.5, 0.7, levels, "haar", energy=4.0), 0.4)
-    mid, high = oracle_energy(sr, teacher, levels)
-    assert got.energy.item() == pytest.approx(0.5 * mid + 0.7 * high, rel=1e-5)
+    weights = GroupWeights(0.3, 0.5, 0.7, levels, "haar", energy=4.0, energy_floor=floor)
+    got = distillation_loss(sr, gt, teacher, weights, 0.4)
+    mid, high = oracle_energy(sr, teacher, levels, floor / 255)
+    assert got.energy.item() == pytest.approx(0.5 * mid + 0.7 * high, rel=1e-5, abs=1e-4 if floor else 0)
     assert got.total.item() == pytest.approx((got.l1 + 0.4 * (got.fg + 4 * got.energy)).item(), rel=1e-6)
 
 
@@ -79,6 +81,20 @@ def test_energy_has_the_gradient_of_its_equation():
     assert gradient.isfinite().all()
     with pytest.raises(DtkdError, match="expected bands of 8 coefficients a side or more, got 4x4"):
         local_rms(flat, 8)
+
+
+def test_a_floor_takes_rounding_out_of_what_is_asked_for():
+    """A smooth teacher in 8 bits has detail of .29 levels from rounding; with a floor a smooth student is best."""
+    smooth = (images(4, 64) * 0.02).mean(1, keepdim=True).cumsum(-1).cumsum(-2) * 0.002 + 0.3
+    stored = (smooth * 255).round() / 255
+    patterned = smooth + torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(32, 32) * 0.15 / 255
+
+    def energy(sr, floor):
+        weights = GroupWeights(0, 1, 1, energy=1.0, energy_floor=floor)
+        return distillation_loss(sr, smooth, stored, weights, 1.0).energy.item()
+
+    assert energy(patterned, 0.0) < energy(smooth, 0.0)
+    assert energy(patterned, 0.5) > 1.3 * energy(smooth, 0.5)
 
 
 def test_energy_keeps_texture_that_the_median_loses():
