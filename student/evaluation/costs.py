@@ -14,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from pipeline.images import Rgb
-from pipeline.system.device import measuring_memory
+from pipeline.system.device import measuring_memory, out_of_memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,12 @@ def measure_cost(
         lr_size: width and height.
         device: where it computes.
     """
-    flops = count_flops(count)  # apart: what is counted is computed with other operators, so not to the last bit alike
+    try:
+        flops = count_flops(count)  # apart: it is computed with other operators, so not alike to the last bit
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        flops = 0  # in fp32 an image may be too large that is not so in bf16
     with measuring_memory(device) as peak:
         first = restore()
     return Cost(lr_size, flops or None, peak.bytes, bool(np.array_equal(first, restore())))

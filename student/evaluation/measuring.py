@@ -1,11 +1,10 @@
 """The work of an evaluation: restore a few images with every candidate, then measure them side by side, and so on.
 
 Restoring has the machine to itself, so that its clock tells what a candidate takes; measuring uses all cores, an image
-a thread. Both alternate over as many images as there are cores, so memory does not grow with the set. An image that
+a thread. Both alternate over as many images as there are threads, so memory does not grow with the set. An image that
 cannot be read or measured is left out for all candidates, and named with the reason.
 """
 
-import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,6 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from pipeline import images
 from pipeline.corpus import Skipped
@@ -30,6 +31,8 @@ from student.networks import BrokenNetworkError
 
 OnImage = Callable[[str, str, Rgb], None]
 """(candidate's name, image's id, the restored image), all candidates of an image one after the other."""
+MOST_THREADS = 8
+"""Images that are in memory at a time."""
 _T = TypeVar("_T")
 
 
@@ -77,7 +80,7 @@ def score_all(work: Work, on_image: OnImage | None, on_progress: OnProgress | No
     Raises:
         DtkdError: none of them could be, or a network is broken.
     """
-    threads, total = len(os.sched_getaffinity(0)), len(work.examples)
+    threads, total = min(torch.get_num_threads(), MOST_THREADS), len(work.examples)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         kept = _kept_for_sets(work, stack)
