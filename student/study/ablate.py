@@ -176,13 +176,17 @@ def _is_ablation(folder: Path) -> bool:
 
 
 def _train_all(cache: Path, out: Path, planned: Sequence[Trial], on_progress: OnProgress | None) -> list[Trial]:
-    """Train one run after the other; returns those that other processes are at."""
-    total, before, busy = sum(trial.settings.train.steps for trial in planned), 0, []
-    for trial in planned:
-        if not _train(cache, out, trial, on_progress and part_of(on_progress, before, total, trial.name)):
-            busy.append(trial)
-        before += trial.settings.train.steps
-    return busy
+    """Train one run after the other; returns those that other processes are at in the end."""
+    total, done, left = sum(trial.settings.train.steps for trial in planned), 0, list(planned)
+    for _ in range(2):  # what others were at in the first round may be finished in the second
+        busy = []
+        for trial in left:
+            if _train(cache, out, trial, on_progress and part_of(on_progress, done, total, trial.name)):
+                done += trial.settings.train.steps
+            else:
+                busy.append(trial)
+        left = busy
+    return left
 
 
 def _train(cache: Path, out: Path, trial: Trial, on_progress: OnProgress | None) -> bool:

@@ -102,14 +102,32 @@ def test_a_folder_of_others_is_left_alone(made, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["ablation.json"]
 
 
-def test_runs_that_another_process_trains_are_left_to_it(made, tmp_path):
-    folder, cache, planned, _ = made
-    (tmp_path / "ablation.json").write_text('{"grid": "two", "baseline": "gt-only", "finished": false}')
+def claimed_by_another_process(folder, run):
+    (folder / "ablation.json").write_text('{"grid": "two", "baseline": "gt-only", "finished": false}')
     code = "import sys; from pathlib import Path; from student.training.run import LAYOUT\n"
     code += "with LAYOUT.claim(Path(sys.argv[1])): print('claimed', flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", code, str(tmp_path / planned[0].name)]
+    command = [sys.executable, "-c", code, str(folder / run)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert other.stdout.readline() == "claimed\n"
+    return other
+
+
+def test_runs_that_others_leave_meanwhile_are_taken_up(made, tmp_path):
+    folder, cache, planned, _ = made
+    other, steps = claimed_by_another_process(tmp_path, planned[0].name), []
+
+    def leave(event):
+        if other.poll() is None:
+            other.communicate()
+        steps.append(event.done)
+
+    found = ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",), leave)
+    assert found.images == 3 and steps[:8] == sorted(steps[:8]) and steps[0] == 1
+
+
+def test_runs_that_another_process_trains_are_left_to_it(made, tmp_path):
+    folder, cache, planned, _ = made
+    other = claimed_by_another_process(tmp_path, planned[0].name)
     with pytest.raises(DtkdError, match="other processes are training 1 run: the same command goes on later"):
         ablate(cache, tmp_path, GRID, planned, folder / "set", ("psnr_y",))
     other.communicate()
