@@ -33,6 +33,7 @@ from student.loss import distillation_loss
 from student.model import SwinIR
 from student.schedule import distill_weight, grid_shift
 from student.stream import Batch, CacheDataset, batches, open_cache, refuse_misfits
+from student.training import guard
 from student.training.run import BEST, LAYOUT, STUDENT, begin, export, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
@@ -156,12 +157,14 @@ def _loop(
             accelerator.backward(loss.total)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), t.clip or math.inf)
 
-            seen = processes.agree(accelerator, {**loss._asdict(), "grad_norm": norm}, signals.requested)
+            losses = {**loss._asdict(), "grad_norm": norm}
+            seen = processes.agree(accelerator, losses, signals.requested)
+            guard.look(run, state, batch, sr, seen, losses, t.spike, log, accelerator)
             if seen.finite:
                 optimizer.step()
                 average(ema, student, ema_decay(state.step, t.ema))
             optimizer.zero_grad()
-            state.count(seen, seconds=time.monotonic() - clock)
+            state.count(seen, time.monotonic() - clock, f"; {run / guard.FOLDER} names the samples")
 
             last = state.step == t.steps
             if state.step % t.log_every == 0 or last:
@@ -171,7 +174,7 @@ def _loop(
             if state.step % t.save_every == 0 or last or seen.stop:
                 _save(run, training, state, t.keep, accelerator)
             if on_progress and accelerator.is_main_process:
-                on_progress(ProgressEvent(state.step, t.steps, "steps", _note(seen, state, lam)))
+                on_progress(ProgressEvent(state.step, t.steps, "steps", _note(seen, state, lam), log.take_remarks()))
             if seen.stop:
                 return
 

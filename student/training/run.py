@@ -3,6 +3,7 @@
 RUN/student.safetensors    averaged weights at the last save
 RUN/best.safetensors       averaged weights at the best validation
 RUN/checkpoints/           the newest ones (`student.training.state`)
+RUN/nonfinite/             steps that were not finite (`student.training.guard`)
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from student.training.state import KIND, Training, TrainState, new_training, rea
 
 CALIBRATION_SAMPLES = 64  # of the cache, on which the group weights are scaled
 STUDENT, BEST = "student.safetensors", "best.safetensors"
-LAYOUT = RunLayout(KIND, RunSettings, products=(STUDENT, BEST), free_keys=FREE_KEYS)
+LAYOUT = RunLayout(KIND, RunSettings, products=(STUDENT, BEST, "nonfinite/step-*"), free_keys=FREE_KEYS)
 
 
 def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch.device) -> tuple[Training, TrainState]:

@@ -11,7 +11,10 @@ from student.loss import LossSettings
 from student.model import ModelSettings
 from student.stream import DataSettings
 
-FREE_KEYS = ("data.workers", "train.device", "train.keep", "train.log_every", "train.save_every", "train.val_every")
+FREE_KEYS = (
+    "data.workers", "data.stall_seconds", "train.device", "train.keep", "train.log_every", "train.save_every",
+    "train.spike", "train.val_every",
+)  # fmt: skip
 """Settings that may change when a run goes on, because its weights do not depend on them."""
 
 
@@ -56,6 +59,8 @@ class TrainSettings:
     """Steps between validations on the held-out samples of the cache."""
     save_every: int = 1000
     """Steps between checkpoints."""
+    spike: float = 5.0
+    """A step whose loss is this many times the median of the 100 before is logged with its samples; 0: none is."""
     keep: int = 2
     """Checkpoints that are kept, newest first."""
 
@@ -63,7 +68,7 @@ class TrainSettings:
         """Refuse values that no run can have."""
         at_least_one = ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep")
         config.refuse_below("train", self, 1, *at_least_one)
-        config.refuse_below("train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed")
+        config.refuse_below("train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed", "spike")
         if self.lr <= 0:
             raise DtkdError(f"train.lr must be positive, got {self.lr}")
         if not 0 <= self.ema < 1:

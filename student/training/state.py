@@ -4,7 +4,7 @@ model.safetensors and ema.safetensors of a checkpoint are students: `student.che
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,8 @@ class TrainState(RunState):
     """Best validation result, dB."""
     best_step: int | None = None
     """Where that was."""
+    recent: dict[str, list[float]] = field(default_factory=lambda: {"l1": [], "fg": []})
+    """Losses of the latest steps, oldest first, which `student.training.guard` compares the next ones with."""
 
 
 class Training(NamedTuple):
