@@ -2,7 +2,7 @@
 
 {"step": 50, "total": ..., "l1": ..., "fg": ..., "low": ..., "mid": ..., "high": ..., "grad_norm": ..., "skipped": ...,
  "seconds": ..., "lambda": ..., "lr": ...}    means over the steps since the last such line; a teacher has `total` alone
-{"step": 500, "val_psnr_y": ...}              of the averaged weights on held-out pictures, dB
+{"step": 500, "val_psnr_y": ..., "val_dss": ...}    of the averaged weights on held-out pictures
 {"step": 77, "remark": "...", ...}            something that should not be, in words, and what there is to know about it
 """
 
@@ -23,9 +23,8 @@ CURVES = {
     "lambda": "schedule/lambda",
     "lr": "schedule/lr",
     "grad_norm": "train/grad_norm",
-    "val_psnr_y": "val/psnr_y",
 }
-"""Name in log.jsonl -> name in TensorBoard, where that is not train/NAME."""
+"""Name in log.jsonl -> name in TensorBoard, where that is not train/NAME; val_NAME is val/NAME."""
 
 
 class RunLog:
@@ -63,7 +62,8 @@ class RunLog:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
-            self._board.add_scalar(CURVES.get(name, f"train/{name}"), value, step)
+            curve = f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+            self._board.add_scalar(CURVES.get(name, curve), value, step)
 
     def remark(self, text: str, *, step: int, **details: Any) -> None:
         """Log a line about something that should not be; `details` are JSON values."""

@@ -39,8 +39,6 @@ class RunState:
     """Steps that were left out because loss or gradient was not finite."""
     skipped_in_a_row: int = 0
     """Of these, the latest ones without a good step in between."""
-    psnr_y: float | None = None
-    """Latest validation result, dB."""
 
     def settle_precision(self, wanted: Precision, device: torch.device) -> None:
         """Decide what the run computes in, unless an earlier process of it has."""

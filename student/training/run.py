@@ -1,7 +1,7 @@
 """What a student's run begins from, and what it leaves in its folder (`pipeline.training.run_folder`).
 
 RUN/student.safetensors    averaged weights at the last save
-RUN/best.safetensors       averaged weights at the best validation
+RUN/best.safetensors       averaged weights at the best validation by train.best_by (`student.training.validation`)
 RUN/checkpoints/           the newest ones (`student.training.state`)
 RUN/nonfinite/             steps that were not finite (`student.training.guard`)
 """
@@ -70,8 +70,10 @@ def save_run(run: Path, training: Training, state: TrainState, keep: int) -> Non
 
 
 def export(path: Path, ema: SwinIR, state: TrainState) -> None:
-    """Write averaged weights with what made them."""
-    made = {"step": state.step, "psnr_y": state.psnr_y, "precision": state.precision}
+    """Write averaged weights with what made them, and how good they were when they were validated last."""
+    made = {"step": state.step, "validation": state.validation, "precision": state.precision}
+    if path.name == BEST and state.best:
+        made["best_by"] = state.best.metric
     save(ema, path, {**made, "settings": state.settings, "cache": state.data})
 
 
