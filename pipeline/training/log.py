@@ -1,7 +1,8 @@
 """What a training run tells about itself: log.jsonl (one JSON object a line) and the same numbers for TensorBoard.
 
 {"step": 50, "total": ..., "l1": ..., "fg": ..., "low": ..., "mid": ..., "high": ..., "grad_norm": ..., "skipped": ...,
- "seconds": ..., "lambda": ..., "lr": ...}    means over the steps since the last such line; a teacher has `total` alone
+ "seconds": ..., "lambda": ..., "lr": ..., "images_per_s": ..., "waiting": ..., "memory_mb": ...}
+                                              means over the steps since the last such line; a teacher has `total` alone
 {"step": 500, "val_psnr_y": ..., "val_dss": ...}    of the averaged weights on held-out pictures
 {"step": 77, "remark": "...", ...}            something that should not be, in words, and what there is to know about it
 """

@@ -19,6 +19,7 @@ from pipeline.system.words import plural
 from pipeline.training import processes
 from pipeline.training.ema import average, ema_decay
 from pipeline.training.log import RunLog
+from pipeline.training.pace import Meter
 from pipeline.training.processes import Seen
 from pipeline.training.run_folder import Resume, open_run
 from pipeline.training.schedules import learning_rate, set_learning_rate
@@ -89,9 +90,9 @@ def _loop(
 ) -> None:
     t, (student, ema, optimizer) = settings.train, training
     model = accelerator.prepare_model(student)
-    clock = time.monotonic() - state.seconds
+    clock, meter = time.monotonic() - state.seconds, Meter(t.batch_size, str(accelerator.device))
     with RunLog(run, state.step, speaks=accelerator.is_main_process) as log, StopSignals() as signals:
-        for batch in stream:
+        for batch in meter.timed(stream):
             processes.seed_step(t.seed, state.step, accelerator.process_index)  # of drop path
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
             set_learning_rate(optimizer, rate)
@@ -102,7 +103,6 @@ def _loop(
             loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam, shift)
             accelerator.backward(loss.total)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), t.clip or math.inf)
-
             losses = {**loss._asdict(), "grad_norm": norm}
             seen = processes.agree(accelerator, losses, signals.requested)
             guard.look(run, state, batch, sr, seen, losses, t.spike, log, accelerator)
@@ -111,16 +111,17 @@ def _loop(
                 average(ema, student, ema_decay(state.step, t.ema))
             optimizer.zero_grad()
             state.count(seen, time.monotonic() - clock, f"; {run / guard.FOLDER} names the samples")
+            meter.step_done()
 
             last = state.step == t.steps
             if state.step % t.log_every == 0 or last:
-                log.write(state.step, {**state.take_means(), "lambda": lam, "lr": rate})
+                log.write(state.step, {**state.take_means(), "lambda": lam, "lr": rate, **meter.take()})
             if state.step % t.val_every == 0 or last:
                 validate(run, ema, held_out, state, t, log, accelerator)
             if state.step % t.save_every == 0 or last or seen.stop:
                 _save(run, training, state, t.keep, accelerator)
             if on_progress and accelerator.is_main_process:
-                on_progress(ProgressEvent(state.step, t.steps, "steps", _note(seen, state, lam), log.take_remarks()))
+                on_progress(_event(t.steps, seen, state, lam, meter, log))
             if seen.stop:
                 return
 
@@ -153,8 +154,8 @@ def _save(run: Path, training: Training, state: TrainState, keep: int, accelerat
     accelerator.wait_for_everyone()  # nobody ends, or starts again, before the checkpoint is there
 
 
-def _note(seen: Seen, state: TrainState, lam: float) -> str:
+def _event(steps: int, seen: Seen, state: TrainState, lam: float, meter: Meter, log: RunLog) -> ProgressEvent:
     parts = [f"loss {seen.values['total']:.4f}", f"lambda {lam:.2f}"]
     parts += [figure_text(name, figure) for name, figure in state.validation.items()]
     parts += [f"{plural(state.skipped, 'step')} skipped"] if state.skipped else []
-    return ", ".join(parts)
+    return ProgressEvent(state.step, steps, "steps", ", ".join([*parts, meter.note()]), log.take_remarks())
