@@ -139,6 +139,13 @@ def measuring_memory(device: str) -> Iterator[PeakMemory]:
     peak.bytes = None if before is None or most is None else max(0, most - before)
 
 
+def peak_memory(device: str) -> int | None:
+    """Most bytes that this process has taken on a device so far; on a CPU, resident ones, on Linux alone."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _resident("VmHWM:")
+
+
 def _forget_peak() -> bool:
     """Have the kernel measure this process's peak anew, and the C library give back what was freed."""
     try:

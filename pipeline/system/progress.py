@@ -27,7 +27,7 @@ class ProgressEvent:
         total: units planned; 0 when it is not known yet.
         unit: what is counted, in the plural ("tiles", "steps").
         note: a short remark of the moment ("loss .0312", "2 errors").
-        summary: a line of its own, which stays: what will be done, told with the first event.
+        summary: a line of its own, which stays: what will be done, told with the first event, or what went wrong.
     """
 
     done: int

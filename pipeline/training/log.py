@@ -1,8 +1,10 @@
 """What a training run tells about itself: log.jsonl (one JSON object a line) and the same numbers for TensorBoard.
 
 {"step": 50, "total": ..., "l1": ..., "fg": ..., "low": ..., "mid": ..., "high": ..., "grad_norm": ..., "skipped": ...,
- "seconds": ..., "lambda": ..., "lr": ...}    means over the steps since the last such line; a teacher has `total` alone
-{"step": 500, "val_psnr_y": ...}              of the averaged weights on held-out pictures, dB
+ "seconds": ..., "lambda": ..., "lr": ..., "images_per_s": ..., "waiting": ..., "memory_mb": ...}
+                                              means over the steps since the last such line; a teacher has `total` alone
+{"step": 500, "val_psnr_y": ..., "val_dss": ...}    of the averaged weights on held-out pictures
+{"step": 77, "remark": "...", ...}            something that should not be, in words, and what there is to know about it
 """
 
 import json
@@ -22,9 +24,8 @@ CURVES = {
     "lambda": "schedule/lambda",
     "lr": "schedule/lr",
     "grad_norm": "train/grad_norm",
-    "val_psnr_y": "val/psnr_y",
 }
-"""Name in log.jsonl -> name in TensorBoard, where that is not train/NAME."""
+"""Name in log.jsonl -> name in TensorBoard, where that is not train/NAME; val_NAME is val/NAME."""
 
 
 class RunLog:
@@ -37,6 +38,7 @@ class RunLog:
         """Open the logs to go on after `step` finished steps; none where this process does not speak."""
         self._files = ExitStack()
         self._lines = self._board = None
+        self._remarks: list[str] = []
         if not speaks:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -61,7 +63,22 @@ class RunLog:
         self._lines.write(json.dumps({"step": step, **values}) + "\n")
         self._lines.flush()
         for name, value in values.items():
-            self._board.add_scalar(CURVES.get(name, f"train/{name}"), value, step)
+            curve = f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+            self._board.add_scalar(CURVES.get(name, curve), value, step)
+
+    def remark(self, text: str, *, step: int, **details: Any) -> None:
+        """Log a line about something that should not be; `details` are JSON values."""
+        if self._lines is None or self._board is None:
+            return
+        self._lines.write(json.dumps({"step": step, "remark": text, **details}) + "\n")
+        self._lines.flush()
+        self._board.add_text("remarks", text, step)
+        self._remarks.append(text)
+
+    def take_remarks(self) -> str:
+        """Remarks since the last call, for people; empty where there was nothing to say."""
+        text, self._remarks = "; ".join(self._remarks), []
+        return text
 
 
 def read_log(run: Path, last_step: int | None = None) -> list[dict[str, Any]]:

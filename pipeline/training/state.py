@@ -39,8 +39,6 @@ class RunState:
     """Steps that were left out because loss or gradient was not finite."""
     skipped_in_a_row: int = 0
     """Of these, the latest ones without a good step in between."""
-    psnr_y: float | None = None
-    """Latest validation result, dB."""
 
     def settle_precision(self, wanted: Precision, device: torch.device) -> None:
         """Decide what the run computes in, unless an earlier process of it has."""
@@ -51,8 +49,8 @@ class RunState:
         assert self.precision is not None
         return autocast(self.precision, device.type)
 
-    def count(self, seen: Seen, seconds: float) -> None:
-        """Take in a step that has been done or left out.
+    def count(self, seen: Seen, seconds: float, hint: str = "") -> None:
+        """Take in a step that has been done or left out; `hint` says what is known about one that was not finite.
 
         Raises:
             DtkdError: `PATIENCE` steps in a row were not finite.
@@ -70,7 +68,7 @@ class RunState:
             raise DtkdError(
                 f"training diverged: loss or gradient was not finite in steps {self.step - PATIENCE + 1} to "
                 f"{self.step}; the last checkpoint is kept: go on from it, or start afresh with a lower train.lr or "
-                "train.precision=fp32"
+                f"train.precision=fp32{hint}"
             )
 
     def take_means(self) -> dict[str, float]:

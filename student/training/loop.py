@@ -8,86 +8,32 @@ finite is left out (`pipeline.training.state`).
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from pipeline.images import to_image, to_tensor
-from pipeline.system.device import ResolvedPrecision
-from pipeline.system.errors import INTERRUPTED
-from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
-from pipeline.system.results import plain
+from pipeline.system.progress import OnProgress, ProgressEvent
 from pipeline.system.stop import StopSignals
-from pipeline.system.words import decibels, plural
+from pipeline.system.words import plural
 from pipeline.training import processes
 from pipeline.training.ema import average, ema_decay
 from pipeline.training.log import RunLog
+from pipeline.training.pace import Meter
 from pipeline.training.processes import Seen
 from pipeline.training.run_folder import Resume, open_run
 from pipeline.training.schedules import learning_rate, set_learning_rate
-from pipeline.training.validation import finite_psnr_y
 from student.loss import distillation_loss
-from student.model import SwinIR
 from student.schedule import distill_weight, grid_shift
 from student.stream import Batch, CacheDataset, batches, open_cache, refuse_misfits
-from student.training.run import BEST, LAYOUT, STUDENT, begin, export, save_run
+from student.training import guard
+from student.training.result import TrainResult, figure_text, result_of
+from student.training.run import LAYOUT, begin, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
+from student.training.validation import load_measures, validate
 
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run stands when `train` returns."""
-
-    run: Path
-    step: int
-    steps: int
-    """Planned ones: below these, a signal has stopped the run, and it can go on."""
-    student: Path
-    """Averaged weights, ready for `evaluate` and `upscale`."""
-    reused: bool
-    """The run had been finished before; nothing was trained now."""
-    psnr_y: float | None
-    """Latest validation result, dB; None without held-out samples."""
-    best_psnr_y: float | None
-    best_step: int | None
-    skipped: int
-    """Steps left out because loss or gradient was not finite."""
-    seconds: float
-    """Wall-clock seconds of training, earlier processes of the same run included."""
-    precision: ResolvedPrecision | None
-    """What the network computed in; None where the run was finished before that was recorded."""
-
-    @property
-    def finished(self) -> bool:
-        """Whether all planned steps are done."""
-        return self.step >= self.steps
-
-    @property
-    def failure(self) -> str | None:
-        """See `pipeline.system.results.Result`."""
-        return None if self.finished else INTERRUPTED
-
-    def lines(self) -> list[str]:
-        """For people: how far the run is and how good, and where its student is."""
-        if self.reused:
-            state = f"finished before, {plural(self.step, 'step')}; reused as it is (--fresh trains anew)"
-        else:
-            state = f"{self.step} of {plural(self.steps, 'step')} in {clock_text(self.seconds)} of training"
-            state += f" in {self.precision}"
-        parts = [f"{self.run}: {state}"]
-        parts += [f"psnr_y {decibels(self.psnr_y)} on held-out samples"] if self.psnr_y is not None else []
-        parts += [f"{plural(self.skipped, 'step')} left out, not finite"] if self.skipped else []
-        return [", ".join(parts), f"student: {self.student}"]
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return {**plain(self), "finished": self.finished}
 
 
 def train(
@@ -125,9 +71,11 @@ def train(
             if accelerator.is_main_process:
                 LAYOUT.save_config(run, settings)
             state.settle_precision(settings.train.precision, accelerator.device)
+            if len(held_out):
+                load_measures(settings.train.val_metrics, accelerator.device.type)  # what is missing is told now
             stream = _stream(dataset, settings, state.step, accelerator)
             _loop(run, settings, training, state, stream, held_out, accelerator, on_progress)
-        return _result(run, state, settings.train.steps, reused=finished_before)
+        return result_of(run, state, settings.train.steps, reused=finished_before)
 
 
 def _loop(
@@ -142,9 +90,9 @@ def _loop(
 ) -> None:
     t, (student, ema, optimizer) = settings.train, training
     model = accelerator.prepare_model(student)
-    clock = time.monotonic() - state.seconds
+    clock, meter = time.monotonic() - state.seconds, Meter(t.batch_size, str(accelerator.device))
     with RunLog(run, state.step, speaks=accelerator.is_main_process) as log, StopSignals() as signals:
-        for batch in stream:
+        for batch in meter.timed(stream):
             processes.seed_step(t.seed, state.step, accelerator.process_index)  # of drop path
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
             set_learning_rate(optimizer, rate)
@@ -155,23 +103,25 @@ def _loop(
             loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam, shift)
             accelerator.backward(loss.total)
             norm = torch.nn.utils.clip_grad_norm_(student.parameters(), t.clip or math.inf)
-
-            seen = processes.agree(accelerator, {**loss._asdict(), "grad_norm": norm}, signals.requested)
+            losses = {**loss._asdict(), "grad_norm": norm}
+            seen = processes.agree(accelerator, losses, signals.requested)
+            guard.look(run, state, batch, sr, seen, losses, t.spike, log, accelerator)
             if seen.finite:
                 optimizer.step()
                 average(ema, student, ema_decay(state.step, t.ema))
             optimizer.zero_grad()
-            state.count(seen, seconds=time.monotonic() - clock)
+            state.count(seen, time.monotonic() - clock, f"; {run / guard.FOLDER} names the samples")
+            meter.step_done()
 
             last = state.step == t.steps
             if state.step % t.log_every == 0 or last:
-                log.write(state.step, {**state.take_means(), "lambda": lam, "lr": rate})
+                log.write(state.step, {**state.take_means(), "lambda": lam, "lr": rate, **meter.take()})
             if state.step % t.val_every == 0 or last:
-                _validate(run, ema, held_out, state, log, accelerator)
+                validate(run, ema, held_out, state, t, log, accelerator)
             if state.step % t.save_every == 0 or last or seen.stop:
                 _save(run, training, state, t.keep, accelerator)
             if on_progress and accelerator.is_main_process:
-                on_progress(ProgressEvent(state.step, t.steps, "steps", _note(seen, state, lam)))
+                on_progress(_event(t.steps, seen, state, lam, meter, log))
             if seen.stop:
                 return
 
@@ -198,43 +148,14 @@ def _learning_rate(step: int, t: TrainSettings) -> float:
     )
 
 
-@torch.inference_mode()
-def _validate(
-    run: Path, ema: SwinIR, held_out: CacheDataset, state: TrainState, log: RunLog, accelerator: Accelerator
-) -> None:
-    """Mean psnr_y of the averaged weights on the held-out samples, in the run's precision; keeps the best ones."""
-    if not len(held_out):
-        return
-    total = torch.zeros(1, device=accelerator.device)
-    for index in range(accelerator.process_index, len(held_out), accelerator.num_processes):
-        lr, gt, _ = held_out.images(index)
-        with state.autocast(accelerator.device):
-            sr = ema(to_tensor(lr)[None].to(accelerator.device))[0]
-        total += finite_psnr_y(to_image(sr), gt, ema.scale)
-    psnr = processes.reduce(accelerator, total, "sum").item() / len(held_out)
-    state.psnr_y = psnr
-    log.write(state.step, {"val_psnr_y": psnr})
-    if state.best_psnr_y is None or psnr > state.best_psnr_y:
-        state.best_psnr_y, state.best_step = psnr, state.step
-        if accelerator.is_main_process:
-            export(run / BEST, ema, state)
-
-
 def _save(run: Path, training: Training, state: TrainState, keep: int, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         save_run(run, training, state, keep)
     accelerator.wait_for_everyone()  # nobody ends, or starts again, before the checkpoint is there
 
 
-def _note(seen: Seen, state: TrainState, lam: float) -> str:
+def _event(steps: int, seen: Seen, state: TrainState, lam: float, meter: Meter, log: RunLog) -> ProgressEvent:
     parts = [f"loss {seen.values['total']:.4f}", f"lambda {lam:.2f}"]
-    parts += [f"psnr_y {state.psnr_y:.2f}"] if state.psnr_y is not None else []
+    parts += [figure_text(name, figure) for name, figure in state.validation.items()]
     parts += [f"{plural(state.skipped, 'step')} skipped"] if state.skipped else []
-    return ", ".join(parts)
-
-
-def _result(run: Path, state: TrainState, steps: int, reused: bool) -> TrainResult:
-    return TrainResult(
-        run, state.step, steps, run / STUDENT, reused, state.psnr_y, state.best_psnr_y, state.best_step,
-        state.skipped, state.seconds, state.precision,
-    )  # fmt: skip
+    return ProgressEvent(state.step, steps, "steps", ", ".join([*parts, meter.note()]), log.take_remarks())

@@ -1,8 +1,9 @@
 """What a student's run begins from, and what it leaves in its folder (`pipeline.training.run_folder`).
 
 RUN/student.safetensors    averaged weights at the last save
-RUN/best.safetensors       averaged weights at the best validation
+RUN/best.safetensors       averaged weights at the best validation by train.best_by (`student.training.validation`)
 RUN/checkpoints/           the newest ones (`student.training.state`)
+RUN/nonfinite/             steps that were not finite (`student.training.guard`)
 """
 
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from student.training.state import KIND, Training, TrainState, new_training, rea
 
 CALIBRATION_SAMPLES = 64  # of the cache, on which the group weights are scaled
 STUDENT, BEST = "student.safetensors", "best.safetensors"
-LAYOUT = RunLayout(KIND, RunSettings, products=(STUDENT, BEST), free_keys=FREE_KEYS)
+LAYOUT = RunLayout(KIND, RunSettings, products=(STUDENT, BEST, "nonfinite/step-*"), free_keys=FREE_KEYS)
 
 
 def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch.device) -> tuple[Training, TrainState]:
@@ -69,8 +70,10 @@ def save_run(run: Path, training: Training, state: TrainState, keep: int) -> Non
 
 
 def export(path: Path, ema: SwinIR, state: TrainState) -> None:
-    """Write averaged weights with what made them."""
-    made = {"step": state.step, "psnr_y": state.psnr_y, "precision": state.precision}
+    """Write averaged weights with what made them, and how good they were when they were validated last."""
+    made = {"step": state.step, "validation": state.validation, "precision": state.precision}
+    if path.name == BEST and state.best:
+        made["best_by"] = state.best.metric
     save(ema, path, {**made, "settings": state.settings, "cache": state.data})
 
 

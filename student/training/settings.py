@@ -11,7 +11,10 @@ from student.loss import LossSettings
 from student.model import ModelSettings
 from student.stream import DataSettings
 
-FREE_KEYS = ("data.workers", "train.device", "train.keep", "train.log_every", "train.save_every", "train.val_every")
+FREE_KEYS = (
+    "data.workers", "data.stall_seconds", "train.best_by", "train.device", "train.keep", "train.log_every",
+    "train.save_every", "train.spike", "train.val_every", "train.val_metrics",
+)  # fmt: skip
 """Settings that may change when a run goes on, because its weights do not depend on them."""
 
 
@@ -54,8 +57,14 @@ class TrainSettings:
     """Steps between lines of the log."""
     val_every: int = 1000
     """Steps between validations on the held-out samples of the cache."""
+    val_metrics: tuple[str, ...] = ("psnr_y", "dss")
+    """What validation measures: names of `dtkd evaluate --metrics`."""
+    best_by: str = "dss"
+    """Which of val_metrics decides what best.safetensors holds."""
     save_every: int = 1000
     """Steps between checkpoints."""
+    spike: float = 5.0
+    """A step whose loss is this many times the median of the 100 before is logged with its samples; 0: none is."""
     keep: int = 2
     """Checkpoints that are kept, newest first."""
 
@@ -63,7 +72,10 @@ class TrainSettings:
         """Refuse values that no run can have."""
         at_least_one = ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep")
         config.refuse_below("train", self, 1, *at_least_one)
-        config.refuse_below("train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed")
+        config.refuse_below("train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed", "spike")
+        if self.best_by not in self.val_metrics:
+            names = ", ".join(self.val_metrics) or "none"
+            raise DtkdError(f"train.best_by must be one of train.val_metrics ({names}), got {self.best_by}")
         if self.lr <= 0:
             raise DtkdError(f"train.lr must be positive, got {self.lr}")
         if not 0 <= self.ema < 1:

@@ -4,7 +4,7 @@ model.safetensors and ema.safetensors of a checkpoint are students: `student.che
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +20,27 @@ from student.training.settings import TrainSettings
 KIND = "train-student"
 
 
+@dataclass(frozen=True)
+class Best:
+    """The validation whose weights a run keeps as its best."""
+
+    metric: str
+    figure: float
+    step: int
+
+
 @dataclass(kw_only=True)
 class TrainState(RunState):
     """Everything a run remembers beside its tensors; `data` is `CacheDataset.fingerprint`."""
 
     weights: GroupWeights
     """Group weights as scaled on the cache when the run began."""
-    best_psnr_y: float | None = None
-    """Best validation result, dB."""
-    best_step: int | None = None
-    """Where that was."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Latest figures on the held-out samples, by measure."""
+    best: Best | None = None
+    """The best validation so far, by one of them."""
+    recent: dict[str, list[float]] = field(default_factory=lambda: {"l1": [], "fg": []})
+    """Losses of the latest steps, oldest first, which `student.training.guard` compares the next ones with."""
 
 
 class Training(NamedTuple):
@@ -69,9 +80,20 @@ def read_state(folder: Path) -> TrainState:
     """
 
     def build(data: dict[str, Any]) -> TrainState:
-        return TrainState(**{**data, "weights": GroupWeights(*data["weights"])})
+        if "best_psnr_y" in data:
+            data = _from_psnr_y_alone(data)
+        best = data["best"] and Best(**data["best"])
+        return TrainState(**{**data, "weights": GroupWeights(*data["weights"]), "best": best})
 
     return checkpoint.read_state(folder, build)
+
+
+def _from_psnr_y_alone(data: dict[str, Any]) -> dict[str, Any]:
+    """The state of a run from before 2026-11-28, which validated by psnr_y alone; it goes on as any other."""
+    psnr, best, step = (data[name] for name in ("psnr_y", "best_psnr_y", "best_step"))
+    rest = {name: value for name, value in data.items() if name not in ("psnr_y", "best_psnr_y", "best_step")}
+    found = {} if psnr is None else {"psnr_y": psnr}
+    return {**rest, "validation": found, "best": None if best is None else vars(Best("psnr_y", best, step))}
 
 
 def restore(folder: Path, training: Training) -> None:

@@ -28,6 +28,8 @@ class TeacherState(RunState):
 
     band_scale: list[list[float]]
     """Divisors of the refinement's coefficients (`HaarDiffusionPipeline`), measured when the refinement begins."""
+    psnr_y: float | None = None
+    """Latest validation result, dB."""
     psnr_y_bicubic: float | None = None
     """Bicubic upscaling of the crops that `psnr_y` was measured on, dB."""
 

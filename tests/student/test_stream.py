@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import signal
 import tarfile
 from collections import Counter
 
@@ -15,7 +16,8 @@ from PIL import Image
 from tiny_cache import write_cache
 
 from pipeline.system.errors import DtkdError
-from student.stream import OPEN_TARS, CacheDataset, DataSettings, batches, crop_and_flip, epoch_order, open_cache
+from student.dataset import OPEN_TARS
+from student.stream import CacheDataset, DataSettings, batches, crop_and_flip, epoch_order, open_cache
 
 SOLO = DataSettings(workers=0)
 
@@ -279,3 +281,41 @@ def test_nothing_to_train_on_is_refused(tmp_path):
 def test_bad_settings_are_refused(values):
     with pytest.raises(DtkdError, match="got"):
         DataSettings(**values)
+
+
+class Stuck(CacheDataset):
+    """Whose readers are killed at a sample, as by a machine that is out of memory."""
+
+    killed = None
+
+    def images(self, index, output=0):
+        if self.key(index) == self.killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().images(index, output)
+
+
+def test_a_reader_that_hangs_is_told_with_its_shard_and_sample(tmp_path):
+    """A named pipe that nobody writes into: opening it never returns, as of a network drive that has gone."""
+    dataset = open_cache(write_cache(tmp_path / "c", shards=(4, 4)))
+    gone = {dataset.key(i) for i in range(len(dataset)) if dataset.shard_of[i] == 1}
+    tar = tmp_path / "c" / "shard-00000001.tar"
+    tar.unlink()
+    os.mkfifo(tar)
+    stream = batches(
+        dataset, DataSettings(workers=2, stall_seconds=1), seed=0, steps=range(9), batch_size=8, patch=8, device="cpu"
+    )
+    with pytest.raises(
+        DtkdError, match=r"no batch came for 1 s: a reader waits for .*shard-00000001\.tar, sample "
+    ) as told:
+        list(stream)
+    assert any(f"sample {name};" in str(told.value) for name in gone)
+    assert "\n" not in str(told.value)
+    assert not multiprocessing.active_children()
+
+
+def test_a_reader_that_dies_is_told_with_its_sample(cache):
+    dataset = Stuck(cache)
+    dataset.killed = dataset.key(3)
+    stream = batches(dataset, DataSettings(workers=1), seed=0, steps=range(4), batch_size=4, patch=8)
+    with pytest.raises(DtkdError, match=f"a reader died at .*, sample {dataset.killed} .*lower data.workers"):
+        list(stream)

@@ -17,10 +17,11 @@ from pipeline.fidelity import psnr_y
 from pipeline.images import to_image, to_tensor
 from pipeline.system.errors import DtkdError
 from pipeline.training import state as training_state
-from pipeline.training import validation
 from pipeline.training.checkpoint import newest
 from pipeline.training.log import read_log
+from pipeline.training.pace import NAMES
 from student import checkpoint
+from student.evaluation import metrics
 from student.model.weight_files import read_metadata
 from student.networks import load_network
 from student.stream import open_cache
@@ -84,7 +85,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def rows(path: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(path)]
+    return [{k: v for k, v in row.items() if k not in ("seconds", *NAMES)} for row in read_log(path)]
 
 
 def assert_same_run(path: Path, reference: Path) -> None:
@@ -105,8 +106,7 @@ def test_a_run_learns_and_says_so(reference):
     assert losses[-1]["l1"] < 0.9 * losses[0]["l1"]
     assert [row["lambda"] for row in losses] == pytest.approx([0, 0.4, 0.8, 1, 1])
     assert all(row["total"] > row["l1"] for row in losses[1:])
-    assert {row["step"]: row["val_psnr_y"] for row in log if "val_psnr_y" in row}[10] == reference.psnr_y > 10
-    assert reference.best_psnr_y >= reference.psnr_y
+    assert [row["step"] for row in log if "val_psnr_y" in row and "val_dss" in row] == [5, 10]
 
 
 def test_what_a_run_leaves_can_be_used(reference):
@@ -156,7 +156,7 @@ def test_a_run_computes_and_validates_in_its_precision_and_records_it(cache, ref
         return sum(found) / len(found)
 
     for run, precision, other in ((reference, "fp32", "bf16"), (bf16_reference, "bf16", "fp32")):
-        assert validated(run, precision) == pytest.approx(run.psnr_y, abs=1e-5) != validated(run, other)
+        assert validated(run, precision) == pytest.approx(run.validation["psnr_y"], abs=1e-5) != validated(run, other)
         assert run.precision == run.to_json()["precision"] == read_state(newest(run.run)).precision == precision
         assert read_metadata(run.student)["precision"] == precision
         assert f"of training in {precision}, " in run.lines()[0]
@@ -181,7 +181,7 @@ def test_a_finished_run_is_not_trained_again(cache, reference):
     files = {path: path.stat().st_mtime_ns for path in reference.run.rglob("*") if path.name != ".lock"}
     again = train(cache, reference.run, settings(), on_progress=lambda event: pytest.fail("a step was taken"))
     assert again.reused
-    assert (again.step, again.psnr_y, again.best_step) == (10, reference.psnr_y, reference.best_step)
+    assert (again.step, again.validation, again.best) == (10, reference.validation, reference.best)
     assert {path: path.stat().st_mtime_ns for path in reference.run.rglob("*") if path.name != ".lock"} == files
 
 
@@ -336,14 +336,15 @@ def test_calibration_sees_the_whole_tiles_as_a_function_of_the_seed(cache):
 
 def test_an_exact_picture_counts_100_db(cache, tmp_path, monkeypatch):
     """The psnr_y of a flat held-out photo is infinite, which no JSON holds."""
-    monkeypatch.setattr(validation, "psnr_y", lambda sr, gt, border: math.inf)
-    result = train(cache, tmp_path, settings("train.steps=1", "data.workers=0"))
-    assert result.psnr_y == result.best_psnr_y == 100
+    monkeypatch.setattr(metrics, "psnr_y", lambda sr, gt, border: math.inf)
+    names = ("train.val_metrics=psnr_y", "train.best_by=psnr_y", "data.workers=0")  # loaded by no other test here
+    result = train(cache, tmp_path, settings("train.steps=1", *names))
+    assert result.validation["psnr_y"] == result.best.figure == 100
     assert rows(tmp_path)[-1]["val_psnr_y"] == 100
 
 
 def test_validation_is_left_out_without_held_out_samples(tmp_path):
     cache = write_cache(tmp_path / "c", val=0)
     result = train(cache, tmp_path / "run", settings("train.steps=1", "data.workers=0"))
-    assert (result.psnr_y, result.best_step) == (None, None)
+    assert (result.validation, result.best) == ({}, None)
     assert not (tmp_path / "run" / BEST).exists()

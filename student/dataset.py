@@ -1,0 +1,163 @@
+"""A teacher cache (schema 1) as an indexed dataset: any sample, read and checked by its place in a tar.
+
+h w LR sides, H W = scale * h, scale * w.
+"""
+
+import json
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from pipeline.images import Rgb, decode_webp
+from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
+from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
+
+OPEN_TARS = 32  # file descriptors that a process keeps open
+
+
+class Item(NamedTuple):
+    """One sample of a cache, whole."""
+
+    key: str
+    lr: Rgb  # (h, w, 3)
+    gt: Rgb  # (H, W, 3)
+    teacher: Rgb  # (H, W, 3)
+    meta: dict[str, Any]  # the sample's JSON member: source, x, y, width, height, ...
+
+
+class ShardFiles:
+    """Members of local tars, through a bounded number of open descriptors.
+
+    Reads are `pread`s, so a fork may go on with the descriptors of its parent; pickling (spawn) leaves them behind. A
+    remote cache needs another class with this `read`, which first fetches the whole shard into a bounded local folder.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        """Nothing is opened before the first read."""
+        self._cache = cache
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def read(self, shard: str, member: Member) -> bytes:
+        """Bytes of a member, checked against their CRC."""
+        return read_member(self._descriptor(shard), member)
+
+    def _descriptor(self, shard: str) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        try:
+            descriptor = os.open(shard_path(self._cache, shard), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedShardError(f"cannot open it ({error.strerror}); `dtkd verify` lists the damage") from error
+        self._open[shard] = descriptor
+        if len(self._open) > OPEN_TARS:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Descriptors do not travel to another process."""
+        return {"_cache": self._cache, "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        """Close what is still open."""
+        self.close()
+
+
+class CacheDataset(Dataset[Item]):
+    """Samples of one split of a finished cache, in the order of its plan; `dataset[i]` reads one.
+
+    The index is held in arrays (about 100 bytes a sample, 24 more for each further output), which worker processes
+    share with their parent.
+    """
+
+    def __init__(self, cache: Path, split: Split = "train") -> None:
+        """Read the manifest; see `open_cache`."""
+        manifest = load_manifest(cache)
+        self.cache, self.scale, self.tile = Path(cache), manifest.scale, manifest.tile
+        self.teacher, self.outputs = manifest.teacher, manifest.outputs
+        self._members = (*MEMBERS, "json", *TEACHERS[1 : self.outputs])
+        self._names = [shard.name for shard in manifest.shards if shard.split == split]
+        self._fill_index(manifest, split)
+        self._files = ShardFiles(self.cache)
+
+    def _fill_index(self, manifest: Manifest, split: Split) -> None:
+        number = {name: i for i, name in enumerate(self._names)}
+        rows = list(manifest.samples(split))
+        places = [[s.members[name] for name in self._members] for _, s in rows]
+        self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
+        self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
+        self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
+        around = [s.members.get(AROUND) for _, s in rows]
+        self._around = np.array([(p.offset, p.size, p.crc32) if p else (0, 0, 0) for p in around], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Samples that have bytes (planned ones that failed are left out)."""
+        return len(self._keys)
+
+    def __getitem__(self, index: int) -> Item:
+        """Read a sample.
+
+        Raises:
+            DamagedShardError: its bytes are not those that were recorded; names the shard and the key.
+        """
+        return Item(self.key(index), *self.images(index), self.meta(index))
+
+    def meta(self, index: int) -> dict[str, Any]:
+        """Description of a sample, without its pictures; raises as `dataset[i]` does."""
+        return json.loads(self._read(index, "json"))
+
+    def key(self, index: int) -> str:
+        """Key of a sample."""
+        return self._keys[index].decode()
+
+    def images(self, index: int, output: int = 0) -> tuple[Rgb, Rgb, Rgb]:
+        """LR, GT and teacher image of a sample, of the teacher's the given `output`; raises as `dataset[i]` does."""
+        lr, gt, teacher = (decode_webp(self._read(index, name)) for name in ("lr", "gt", TEACHERS[output]))
+        expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
+        if gt.shape != expected or teacher.shape != expected:
+            raise DamagedShardError(
+                f"{self.where(index)}: gt {gt.shape} and teacher {teacher.shape} must be {expected} for lr {lr.shape}"
+            )
+        return lr, gt, teacher
+
+    def seen_by_teacher(self, index: int) -> Rgb:
+        """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
+        if not self._around[index, 1]:
+            return decode_webp(self._read(index, "lr"))
+        return decode_webp(self._bytes(index, self._around[index], AROUND))
+
+    def fingerprint(self) -> str:
+        """Identity of the samples and their bytes, wherever the cache lies."""
+        return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
+
+    def _read(self, index: int, name: str) -> bytes:
+        return self._bytes(index, self._places[index, self._members.index(name)], name)
+
+    def _bytes(self, index: int, place: NDArray[np.int64], name: str) -> bytes:
+        try:
+            return self._files.read(self._names[self.shard_of[index]], Member(*place.tolist()))
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{self.where(index)}, {name}: {error}") from error
+
+    def where(self, index: int) -> str:
+        """File and key of a sample, for people."""
+        return f"{shard_path(self.cache, self._names[self.shard_of[index]])}, sample {self.key(index)}"
+
+
+def open_cache(cache: str | Path, split: Split = "train") -> CacheDataset:
+    """Open a finished cache as an indexed dataset.
+
+    Raises:
+        DtkdError: no cache, another schema, unfinished, or a tar is missing.
+    """
+    return CacheDataset(Path(cache), split)
