@@ -54,8 +54,8 @@ def cost_notes(found: "Evaluation", labels: Mapping[str, str]) -> list[str]:
         about = found.environment
         notes.append(f"measured on {about['processor']}, threads {about['threads']}, torch {about['torch']}")
     for teacher, times in found.teacher_times.items():
-        ratios = ", ".join(f"{ratio:.1f} times {labels.get(student, student)}" for student, ratio in times.items())
-        notes += [f"{labels.get(teacher, teacher)} takes as long as {ratios}"] if ratios else []
+        ratios = ", ".join(f"{ratio:.1f} times {labels.get(student, student)}'s" for student, ratio in times.items())
+        notes += [f"time of {labels.get(teacher, teacher)}: {ratios}"] if ratios else []
     return notes
 
 

@@ -47,7 +47,7 @@ def to_markdown(found: Evaluation) -> str:
 def _notes(found: Evaluation) -> list[str]:
     images = plural(len(found.candidates[0].images), "image")
     notes = [f"{images}, x{found.scale}, protocol {found.protocol}, border {found.crop_border}"]
-    return [f"{_escaped(note[0].upper() + note[1:])}." for note in [*notes, *cost_notes(found, {}), *found.remarks]]
+    return [f"* {_escaped(note)}" for note in [*notes, *cost_notes(found, {}), *found.remarks]]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -93,9 +93,9 @@ def test_a_teacher_is_clocked_beside_its_students(photos, student):
     assert teacher.parameters == 7 and teacher.cost.repeatable and teacher.cost.flops is None
     assert found.teacher_times == {"slow": {ours.name: pytest.approx(teacher.seconds / ours.seconds)}}
     assert found.to_json()["teacher_times"] == found.teacher_times
-    assert any(line.startswith("slow takes as long as ") for line in found.lines())
+    assert any(line.startswith("time of slow: ") for line in found.lines())
     text = to_markdown(found)
-    assert "Slow takes as long as " in text and "| weights | GFLOPs | MB | s/image |" in text
+    assert "* time of slow: " in text and "| weights | GFLOPs | MB | s/image |" in text
 
 
 def test_who_gives_other_bytes_the_second_time_is_named(photos):
