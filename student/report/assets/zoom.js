@@ -28,7 +28,7 @@ function makeZoom(viewer, changed) {
   return { state, by, move, fit: () => set(1, 0, 0), again: () => set(state.zoom, state.left, state.top) };
 }
 
-let pageScrolled = 0; // when the wheel last moved the page: a view that slides under it must not take over
+let pageScrolled = -Infinity; // when the wheel last moved the page: a view that slides under it must not take over
 
 addEventListener("wheel", event => {
   if (!event.defaultPrevented) pageScrolled = event.timeStamp;
