@@ -151,6 +151,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 
 def _gaps(report: Report) -> str:
+    if len(report.evaluation.candidates[0].images) < FEW:
+        return ""
     gaps = [text for m in report.evaluation.metrics.metrics if (text := _gap(report, m))]
     closed = f"Of the teacher's advantage over the GT-only student, the DTKD student closed: {', '.join(gaps)}."
     return closed if gaps else ""
