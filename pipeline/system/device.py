@@ -135,7 +135,7 @@ def measuring_memory(device: str) -> Iterator[PeakMemory]:
     elif torch.device(device).type == "cpu" and _forget_peak():
         before = _resident("VmRSS:")
     yield peak
-    most = torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _resident("VmHWM:")
+    most = peak_memory(device)
     peak.bytes = None if before is None or most is None else max(0, most - before)
 
 

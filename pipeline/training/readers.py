@@ -62,16 +62,7 @@ def read_ahead(
         DtkdError: what a reader raised; or it stalled, or died.
     """
     workers = min(workers, os.cpu_count() or 1)
-    loader = DataLoader(
-        _Reads(read),
-        batch_sampler=plan,  # pyright: ignore[reportArgumentType]  # any iterable of lists will do
-        num_workers=workers,
-        prefetch_factor=ahead if workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_parent,
-        pin_memory=device.type == "cuda",
-        timeout=stall_seconds if workers else 0,
-    )
+    loader = _loader(read, plan, workers, device, ahead, stall_seconds)
     before = set(multiprocessing.active_children())
     stream = iter(loader)
     readers = set(multiprocessing.active_children()) - before
@@ -89,6 +80,26 @@ def read_ahead(
         raise batch.error(stall_seconds, at(number % workers) if at else "its photos")  # batches go to readers in turn
     if isinstance(batch, DtkdError):
         raise batch
+
+
+def _loader(
+    read: Callable[[Any], Any],
+    plan: Sampler | Sequence[Sequence[Any]],
+    workers: int,
+    device: torch.device,
+    ahead: int,
+    stall_seconds: int,
+) -> DataLoader:
+    return DataLoader(
+        _Reads(read),
+        batch_sampler=plan,  # pyright: ignore[reportArgumentType]  # any iterable of lists will do
+        num_workers=workers,
+        prefetch_factor=ahead if workers else None,
+        collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=device.type == "cuda",
+        timeout=stall_seconds if workers else 0,
+    )
 
 
 class _Lost(NamedTuple):

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +72,17 @@ def evaluate_to_page(
         DtkdError: as `evaluate_sets`, or `page` cannot be written, or is there already.
         UsageError: as `evaluate_sets`, or `page` is no name for an HTML file.
     """
+    measure = partial(
+        evaluate_sets, candidates, data, settings, teachers, out=out, overwrite=overwrite, on_progress=on_progress
+    )
     if page is None:
-        return evaluate_sets(
-            candidates, data, settings, teachers, out=out, overwrite=overwrite, on_progress=on_progress
-        )
+        return measure()
     check_suffix(page, (".html", ".htm"), "a page")
     check_file(page, "a page of an evaluation", overwrite, lambda path: is_page(path, "evaluation"))
     ensure_dir(page.parent)
     with tempfile.TemporaryDirectory(prefix=f".{page.name}.", dir=page.parent) as folder:
         spool = Spool(Path(folder))
-        found = evaluate_sets(
-            candidates,
-            data,
-            settings,
-            teachers,
-            out=out,
-            overwrite=overwrite,
-            on_picture=spool.add,
-            on_progress=on_progress,
-        )
+        found = measure(on_picture=spool.add)
         spool.finish()
         sets = found.sets if isinstance(found, Evaluations) else {data[0].resolve().name: found}
         atomic_write_bytes(page, render_evaluation(sets, spool))

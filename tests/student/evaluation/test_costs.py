@@ -9,7 +9,6 @@ from cache_support import NoisyBicubic, make_corpus
 from spandrel.architectures.SwinIR import SwinIR
 
 from pipeline.system.device import fast_bf16, measuring_memory
-from student import checkpoint
 from student.bench import Setup
 from student.contenders import spandrel_twin
 from student.evaluation import candidates
@@ -27,14 +26,6 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     make_corpus(folder / "HR")
     return folder
-
-
-@pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "student.safetensors"
-    checkpoint.save(build("tiny", 4), path, {})
-    return path
 
 
 def row(found, name):

@@ -37,14 +37,6 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def student(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "student.safetensors"
-    checkpoint.save(build("tiny", 4), path, {})
-    return path
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage-one")
     build_cache(str(make_corpus(folder / "photos")), folder / "cache", NoisyBicubic(), settings(hold_out=2))
