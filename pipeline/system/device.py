@@ -42,12 +42,13 @@ def processes() -> "PartialState":
     together_on_cpus = is_torchelastic_launched() and not torch.accelerator.is_available()
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or together_on_cpus)
     if state.num_processes > 1:
-        _leave_at_exit()
+        leave_at_exit()
     return state
 
 
 @functools.cache
-def _leave_at_exit() -> None:
+def leave_at_exit() -> None:
+    """Leave the other processes at this one's end: it may abort where their connections outlive the interpreter."""
     import torch.distributed
 
     atexit.register(lambda: torch.distributed.destroy_process_group() if torch.distributed.is_initialized() else None)

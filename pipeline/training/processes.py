@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from pipeline.system.device import keep_freed_memory
+from pipeline.system.device import keep_freed_memory, leave_at_exit
 from pipeline.system.errors import DtkdError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def launch(device: DeviceChoice) -> Accelerator:
     except ValueError as error:
         used = torch.accelerator.current_accelerator()
         raise DtkdError(f"this process trains on {used} already: train on the CPU in a process of its own") from error
+    if accelerator.num_processes > 1:
+        leave_at_exit()
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     if accelerator.num_processes > 1:
