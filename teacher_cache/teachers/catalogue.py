@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-from pipeline.system import torchvision_guard
 from pipeline.system.device import choose, keep_freed_memory
 from pipeline.system.errors import UsageError
 from pipeline.teacher import Teacher
@@ -39,7 +38,6 @@ def load(
     """
     if steps is not None and steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
-    torchvision_guard.apply()
     if device == "cpu":
         keep_freed_memory()
     teacher = _load(name, scale, steps, device, dtype)

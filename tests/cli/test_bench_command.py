@@ -10,8 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
-from student import bench, contenders
-from student.contenders import AbsentError
+from student.benchmarks import contenders
+from student.benchmarks import inference as bench
+from student.benchmarks.contenders import AbsentError
 from teacher_cache.bench import Part, bench_lines, start_and_step
 
 ROOT = Path(cli.__file__).parent
@@ -36,7 +37,7 @@ def run(*args):
 def test_a_table_of_programs():
     code = """
 import cli, sys
-from student import bench
+from student.benchmarks import inference as bench
 bench.CASES = (("inference", (1, 8, 9)),)
 bench._peak_memory = lambda setup, task, size, contender: None
 cli.app(["bench", "student", "--preset", "tiny", "--rounds", "1", "--threads", "1"])

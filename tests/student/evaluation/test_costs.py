@@ -9,8 +9,8 @@ from cache_support import NoisyBicubic, make_corpus
 from spandrel.architectures.SwinIR import SwinIR
 
 from pipeline.system.device import fast_bf16, measuring_memory
-from student.bench import Setup
-from student.contenders import spandrel_twin
+from student.benchmarks.contenders import spandrel_twin
+from student.benchmarks.inference import Setup
 from student.evaluation import candidates
 from student.evaluation.costs import count_flops
 from student.evaluation.evaluate import EvaluationSettings, evaluate

@@ -1,4 +1,4 @@
-"""The networks that `student.bench` compares: ours and those of other programs, with the same weights.
+"""The networks that `student.benchmarks.inference` compares: ours and those of other programs, with the same weights.
 
 A turn is one forward pass, or one forward and backward pass, on a batch of LR images (B, 3, H, W).
 """

@@ -19,7 +19,7 @@ from pipeline.system.device import ResolvedPrecision, autocast, cpu_threads, kee
 from pipeline.system.errors import UsageError
 from pipeline.system.results import plain
 from pipeline.training.ema import average
-from student.bench import seconds_of
+from student.benchmarks.inference import seconds_of
 from student.loss import MODES, GroupWeights, distillation_loss
 from student.model import build
 from student.model.swinir import SwinIR

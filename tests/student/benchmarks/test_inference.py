@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from pipeline.system.errors import DtkdError
-from student import bench, contenders
-from student.bench import bench_lines, bench_student
-from student.contenders import CONTENDERS, AbsentError, Setup
+from student.benchmarks import contenders
+from student.benchmarks import inference as bench
+from student.benchmarks.contenders import CONTENDERS, AbsentError, Setup
+from student.benchmarks.inference import bench_lines, bench_student
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OUTSIDE = ("onnxruntime", "openvino")
 
 
@@ -101,8 +102,8 @@ def test_openvino_without_bf16_says_so():
     pytest.importorskip("openvino")
     code = """
 import openvino
-from student import bench
-from student.contenders import Setup
+from student.benchmarks import inference as bench
+from student.benchmarks.contenders import Setup
 bench.CASES = (("inference", (1, 8, 9)),)
 openvino.CompiledModel.get_property = lambda self, name: openvino.Type.f32
 rows = bench.bench_student(Setup("tiny", threads=1, memory=False), rounds=1).rows

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.system.errors import DtkdError, UsageError
-from student import bench_train as bench
+from student.benchmarks import training as bench
 
 
 def test_rows_of_both_precisions_and_every_loss(monkeypatch):

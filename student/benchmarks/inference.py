@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.system.device import ResolvedPrecision, cpu_threads, measuring_memory
 from pipeline.system.errors import DtkdError
 from pipeline.system.results import plain
-from student.contenders import (
+from student.benchmarks.contenders import (
     AbsentError,
     Contender,
     ExportedStudent,
