@@ -5,10 +5,12 @@ Beside the candidates stand always `bicubic`, where there are references `gt`, a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.images import Rgb
+from pipeline.schema import Json
 from pipeline.system.device import Precision, choose, environment
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import atomic_write_bytes, atomic_write_json, ensure_dir, read_json
@@ -187,6 +189,7 @@ def _run(one: _Set, on_picture: OnPicture | None, on_progress: OnProgress | None
     work, out, name = one.work, one.work.out, one.work.data.resolve().name
     if out:
         ensure_dir(out)
+        _remove_earlier(out)
         atomic_write_json(out / "metrics.json", _result(one).to_json())  # so that after a stop the folder is ours
 
     def on_image(candidate: str, image_id: str, image: Rgb) -> None:
@@ -230,11 +233,28 @@ def _result(one: _Set) -> Evaluation:
 
 def _is_evaluation(folder: Path) -> bool:
     """Whether `evaluate` has written into a folder."""
+    return _earlier(folder) is not None
+
+
+def _earlier(folder: Path) -> Json | None:
+    """What an earlier evaluation wrote of itself into a folder; None without one."""
     try:
         record = read_json(folder / "metrics.json")
     except (OSError, DtkdError):
-        return False
-    return isinstance(record, dict) and {"data", "kind", "crop_border", "candidates"} <= record.keys()
+        return None
+    ours = isinstance(record, dict) and {"data", "kind", "crop_border", "candidates"} <= record.keys()
+    return record if ours else None
+
+
+def _remove_earlier(out: Path) -> None:
+    """Remove the pictures of an earlier evaluation, whose candidates may have been others."""
+    for candidate in (_earlier(out) or {"candidates": ()})["candidates"]:
+        folder = out / candidate["name"]
+        if folder.parent == out and not folder.is_symlink():
+            for picture in folder.glob("*.png"):
+                picture.unlink()
+            with suppress(OSError):  # somebody else's files stay, and the folder with them; or it is none
+                folder.rmdir()
 
 
 def _usable(loaded: Loaded) -> Loaded:

@@ -195,6 +195,14 @@ class TestWhatIsThere:
         evaluate(["bicubic"], photos, FIDELITY, out=tmp_path, overwrite=True)
         assert "ssim_y" in (tmp_path / "metrics.csv").read_text()
 
+    def test_pictures_of_earlier_candidates_do_not_stay(self, photos, tmp_path):
+        one = EvaluationSettings(metrics=("psnr_y",), limit=1)
+        evaluate(["tiny-x4"], photos, one, out=tmp_path)
+        (tmp_path / "tiny-x4" / "mine.txt").write_text("mine")
+        evaluate(["tiny-x4-gt"], photos, one, out=tmp_path, overwrite=True)
+        assert sorted(p.parent.name for p in tmp_path.glob("*/*.png")) == ["bicubic", "tiny-x4-gt"]
+        assert [p.name for p in (tmp_path / "tiny-x4").iterdir()] == ["mine.txt"]
+
     def test_one_that_was_stopped_is_known_as_ours(self, photos, tmp_path):
         def stop(event):
             raise KeyboardInterrupt
