@@ -26,7 +26,7 @@ def mean(found: dict, set_name: str, candidate: str, metric: str) -> float:
 
 def draw_mix() -> None:
     """psnr_y against LPIPS between the GT-only and the distilled student, bicubic and teacher beside."""
-    found = read("2026-11-26-mix.json")
+    found = read("2026-11-28-mix.json")
     names = list(found["shares"])
     points = [[mean(found, "RealSR100", name, metric) for metric in ("psnr_y", "lpips_squeeze")] for name in names]
     figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
