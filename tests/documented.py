@@ -72,7 +72,7 @@ def commands_of(name: str, text: str) -> Iterator[Command]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str, bool]]:
-    """(number, line, whether it is part of a block of shell), continued lines as one, the lines that joined it empty."""
+    """(number, line, whether it is part of a block of shell); continued lines as one, empty ones in their places."""
     fence: str | None = None
     lines = text.splitlines()
     number = 0
@@ -111,7 +111,8 @@ def calls_of(command: Callable[..., object]) -> Iterator[str]:
         if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(("teacher_cache", "student")):
             continue
         for alias in node.names:
-            found = getattr(import_module(node.module), alias.name, None) or import_module(f"{node.module}.{alias.name}")
+            found = getattr(import_module(node.module), alias.name, None)
+            found = found or import_module(f"{node.module}.{alias.name}")
             if isinstance(found, FunctionType):
                 yield f"{node.module}.{alias.name}"
             elif isinstance(found, ModuleType):

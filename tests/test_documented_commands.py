@@ -10,6 +10,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -73,7 +74,7 @@ def sandbox(tmp_path, monkeypatch):
 def type_dtkd(words: list[str]) -> None:
     """Run `dtkd WORDS` up to the call of its stage, or to the end of a text that it prints."""
     words = [PLACEHOLDERS.get(word, os.path.expandvars(word)) for word in words]
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in pairwise(words):
         if before == "--config" and not os.path.exists(word):
             os.makedirs(os.path.dirname(word) or ".", exist_ok=True)
             open(word, "w").close()  # what an earlier command of the document writes
