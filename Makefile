@@ -32,7 +32,7 @@ SEEDS    ?= 3
 SOURCES := cli.py examples pipeline student teacher_cache tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo teacher-cache train-student evaluate benchmark ablate bench test test-slow lint typecheck imports check format clean
+.PHONY: help demo teacher-cache train-student evaluate benchmark ablate bench test test-slow test-gpu lint typecheck imports check format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ test: $(STAMP)  ## the test suite, as CI runs it
 
 test-slow: $(STAMP)  ## the tests that take minutes, too
 	$(BIN)/pytest -m "not gpu"
+
+test-gpu: $(STAMP)  ## the tests that need an accelerator, against the CPU's results; skipped, visibly, where there is none
+	$(BIN)/pytest -m gpu -rs
 
 lint: $(STAMP)  ## ruff: style, and formatting
 	$(BIN)/ruff check $(SOURCES)

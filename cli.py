@@ -91,25 +91,30 @@ def bench(
     compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
     teacher: options.TeacherOption = "embedded",
     steps: options.StepsOption = None,
-    corpus: Annotated[str, option("Photos for the teacher, or: sample")] = "sample",
+    corpus: Annotated[str, option("Photos for the teacher and the training, or: sample")] = "sample",
     rounds: Annotated[int, option("Turns in each case.", min=1)] = 5,
     device: Annotated[str, option("cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, option("Threads of CPU operators.", min=1)] = 2,
+    train_steps: Annotated[int, option("Steps of a real training, for waiting and memory; 0: none.", min=0)] = 0,
 ) -> Result:
-    """Measure speed and memory: the student beside other programs, what the loss adds to a step, a teacher's parts.
+    """Measure speed and memory: the student and its training step beside other programs, a teacher's parts.
 
     dtkd bench student --preset tiny --rounds 9 --json
+    dtkd bench train --preset tiny --train-steps 1000
     dtkd bench teacher --rounds 3
     """
     from pipeline.system.device import choose
     from student.benchmarks.inference import Setup, bench_student
     from student.benchmarks.training import bench_train
-    from teacher_cache.bench import BuildSettings, bench_teacher
+    from teacher_cache.bench import BuildSettings, bench_teacher, temporary_cache
     from teacher_cache.teachers import load
 
     chosen = choose(device)
     if what == "student":
         return bench_student(Setup(preset, device=chosen, threads=threads, compiled=compiled), rounds)
+    if what == "train" and train_steps:
+        with temporary_cache(corpus) as cache:
+            return bench_train(preset, chosen, threads, rounds, cache=cache, steps=train_steps)
     if what == "train":
         return bench_train(preset, chosen, threads, rounds)
     return bench_teacher(corpus, load(teacher, steps=steps, device=chosen), BuildSettings(), rounds, threads, chosen)

@@ -3,23 +3,29 @@
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pipeline.corpus import scan
+from pipeline.degradation import Degradation
 from pipeline.images import Rgb
 from pipeline.schema import SampleError
 from pipeline.system.device import cpu_threads
 from pipeline.system.errors import DtkdError
 from pipeline.system.results import plain
 from pipeline.teacher import Teacher
-from teacher_cache.building.build import prepare
+from teacher_cache.building.build import build_cache, prepare
 from teacher_cache.building.crops import TileImages
 from teacher_cache.building.plan import PlannedSample
 from teacher_cache.building.samples import Request, SampleMaker, restore
 from teacher_cache.building.settings import BuildSettings
+from teacher_cache.teachers import load
+
+PHOTOS = 8
+"""Of a temporary cache."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,23 @@ class TeacherBench:
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
         return {"bench": "teacher", **plain(self)}
+
+
+@contextmanager
+def temporary_cache(corpus: str) -> Iterator[Path]:
+    """A small cache of a corpus within the block, in which the photos stand in for a teacher's pictures.
+
+    For measuring those who read it: the work of reading is that of any cache of these photos.
+
+    Raises:
+        DtkdError: nothing usable in the corpus.
+    """
+    sources = scan(corpus).sources
+    photos = sources[0].path.parent if corpus == "sample" else Path(corpus)
+    settings = BuildSettings(degradation=Degradation("bicubic"), limit=PHOTOS, hold_out=0)
+    with tempfile.TemporaryDirectory() as folder:
+        build_cache(corpus, folder, load(f"import:{photos}"), settings)
+        yield Path(folder)
 
 
 def bench_teacher(

@@ -132,9 +132,9 @@ def measuring_memory(device: str) -> Iterator[PeakMemory]:
     peak, before = PeakMemory(), None
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = held_memory(device)
     elif torch.device(device).type == "cpu" and _forget_peak():
-        before = _resident("VmRSS:")
+        before = held_memory(device)
     yield peak
     most = peak_memory(device)
     peak.bytes = None if before is None or most is None else max(0, most - before)
@@ -145,6 +145,13 @@ def peak_memory(device: str) -> int | None:
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else _resident("VmHWM:")
+
+
+def held_memory(device: str) -> int | None:
+    """Bytes that this process holds on a device now; on a CPU, resident ones, on Linux alone."""
+    import torch
+
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else _resident("VmRSS:")
 
 
 def _forget_peak() -> bool:

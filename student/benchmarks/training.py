@@ -1,25 +1,26 @@
-"""What the distillation loss costs a training step, beside L1 to the ground truth alone.
+"""What a training step costs: what the distillation loss adds to it, what it takes beside a plain loop, and in a run.
 
 On a shared machine whole steps differ by more than the loss takes, so the losses take turns on one picture, forward and
 backward to it, and what each takes beyond L1 is divided by the time of a whole step with L1.
 """
 
-import copy
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.system.device import ResolvedPrecision, autocast, cpu_threads, keep_freed_memory
+from pipeline.system.device import ResolvedPrecision, cpu_threads, keep_freed_memory
 from pipeline.system.errors import UsageError
 from pipeline.system.results import plain
-from pipeline.training.ema import average
 from student.benchmarks.inference import seconds_of
+from student.benchmarks.running import Running, measure_running
+from student.benchmarks.steps import StepRow, measure_steps, step_lines, training_step
 from student.loss import MODES, GroupWeights, distillation_loss
 from student.model import build
 from student.model.swinir import SwinIR
@@ -73,6 +74,9 @@ class TrainBench:
     threads: int
     rounds: int
     rows: tuple[Row, ...]
+    steps: tuple[StepRow, ...]
+    running: Running | None
+    """None where there was no cache to train on."""
 
     failure = None
     """See `pipeline.system.results.Result`."""
@@ -84,7 +88,7 @@ class TrainBench:
         for row in self.rows:
             times = (f"{1000 * row.seconds:.2f}", f"{1000 * row.step_seconds:.0f}")
             lines.append(columns.format(row.precision, row.loss, *times, f"{100 * row.added:.1f} %"))
-        return lines
+        return [*lines, "", *step_lines(self.steps), *(["", *self.running.lines()] if self.running else [])]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -92,7 +96,15 @@ class TrainBench:
 
 
 def bench_train(
-    preset: str, device: str, threads: int, rounds: int = 5, batch: int = 8, patch: int = 48, scale: int = 4
+    preset: str,
+    device: str,
+    threads: int,
+    rounds: int = 5,
+    batch: int = 8,
+    patch: int = 48,
+    scale: int = 4,
+    cache: Path | None = None,
+    steps: int = 100,
 ) -> TrainBench:
     """Measure steps of a preset on random pictures, in both precisions; one step more warms up.
 
@@ -104,9 +116,11 @@ def bench_train(
         batch: patches a step.
         patch: side of an LR patch, LR pixels.
         scale: HR pixels to an LR pixel.
+        cache: to train on for a while; None leaves that out.
+        steps: of that training.
 
     Raises:
-        DtkdError: there is no such preset or scale.
+        DtkdError: there is no such preset or scale, or the cache cannot be trained on.
         UsageError: `rounds`, `batch` or `patch` is below 1.
     """
     if min(rounds, batch, patch) < 1:
@@ -120,14 +134,16 @@ def bench_train(
         rows = [
             row for p in precisions for row in _measure(build(preset, scale).to(device), p, (lr, gt, teacher), rounds)
         ]
-    return TrainBench(preset, batch, patch, device, threads, rounds, tuple(rows))
+        whole = measure_steps(preset, scale, lr, gt, rounds)
+        running = measure_running(cache, preset, scale, device, batch, patch, steps) if cache else None
+    return TrainBench(preset, batch, patch, device, threads, rounds, tuple(rows), whole, running)
 
 
 def _measure(
     network: SwinIR, precision: ResolvedPrecision, images: tuple[Tensor, Tensor, Tensor], rounds: int
 ) -> list[Row]:
     (lr, gt, teacher), device = images, str(images[0].device)
-    step = _step(network, precision, lr, gt)
+    step = training_step(network.train(), precision, lr, gt)
     steps: list[float] = []
     losses: dict[str, list[float]] = {name: [] for name in LOSSES}
     sr = step()  # warms up
@@ -143,21 +159,3 @@ def _measure(
 
 def _backward(loss: Loss, sr: Tensor, gt: Tensor, teacher: Tensor) -> None:
     loss(sr, gt, teacher).backward()
-
-
-def _step(network: SwinIR, precision: ResolvedPrecision, lr: Tensor, gt: Tensor) -> Callable[[], Tensor]:
-    """A training step with L1, which returns the SR images in float32."""
-    averaged = copy.deepcopy(network)
-    optimizer = torch.optim.AdamW(network.train().parameters(), lr=1e-4)
-
-    def step() -> Tensor:
-        with autocast(precision, str(lr.device)):
-            sr = network(lr)
-        F.l1_loss(sr.float(), gt).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        average(averaged, network, 0.999)
-        optimizer.zero_grad()
-        return sr.float()
-
-    return step

@@ -35,7 +35,7 @@ def test_rows_of_both_precisions_and_every_loss(monkeypatch):
 def test_a_step_trains_the_network():
     network, pictures = bench.build("tiny"), torch.rand(1, 3, 8, 8)
     before = [p.detach().clone() for p in network.parameters()]
-    sr = bench._step(network, "bf16", pictures, torch.rand(1, 3, 32, 32))()
+    sr = bench.training_step(network.train(), "bf16", pictures, torch.rand(1, 3, 32, 32))()
     assert sr.shape == (1, 3, 32, 32) and sr.dtype == torch.float32
     moved = [not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)]
     assert sum(moved) > 0.9 * len(moved)
