@@ -8,9 +8,11 @@ import io
 import os
 import stat
 import struct
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
@@ -80,21 +82,43 @@ _Entry = TypeVar("_Entry")
 
 
 class RecentImages(Generic[_Key, _Entry]):
-    """What was decoded last, up to RECENT_PIXELS but one entry at least: several tiles in a row are of one photo."""
+    """What was decoded last, up to RECENT_PIXELS but one entry at least: several tiles in a row are of one photo.
+
+    Threads may share it: they decode at the same time, and wait for an entry that another one is decoding.
+    """
 
     def __init__(self, load: Callable[[_Key], _Entry], pixels: Callable[[_Entry], int]) -> None:
         """Keep nothing yet; `load` decodes, `pixels` says how much an entry takes."""
         self._load, self._pixels = load, pixels
-        self._kept: OrderedDict[_Key, _Entry] = OrderedDict()
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[_Key, Future[_Entry]] = OrderedDict()
 
     def get(self, key: _Key) -> _Entry:
         """The entry, loaded where it is not kept any more; raises what `load` raises."""
-        if key not in self._kept:
-            self._kept[key] = self._load(key)
-            while len(self._kept) > 1 and sum(map(self._pixels, self._kept.values())) > RECENT_PIXELS:
+        with self._lock:
+            entry = self._kept.get(key)
+            if mine := entry is None:
+                entry = self._kept[key] = Future()
+            self._kept.move_to_end(key)
+        if mine:
+            self._fill(key, entry)
+        return entry.result()
+
+    def _fill(self, key: _Key, entry: "Future[_Entry]") -> None:
+        try:
+            entry.set_result(self._load(key))
+        except BaseException as error:  # for those who wait, too; whoever asks next tries again
+            entry.set_exception(error)
+        with self._lock:
+            if entry.exception() and self._kept.get(key) is entry:
+                del self._kept[key]
+            while len(self._kept) > 1 and self._held() > RECENT_PIXELS:
                 self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+
+    def _held(self) -> int:
+        return sum(
+            self._pixels(entry.result()) for entry in self._kept.values() if entry.done() and not entry.exception()
+        )
 
 
 def probe(path: str | Path) -> Size:

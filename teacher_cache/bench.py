@@ -141,7 +141,7 @@ def _turn(
     maker: SampleMaker, teacher: Teacher, tiles: Sequence[PlannedSample], steps: int
 ) -> tuple[float, float, float, float]:
     """Seconds a tile of: cutting, the teacher with one step, with one more than `steps`, encoding."""
-    cuts, cut = _timed(lambda: maker.cut(tiles))
+    cuts, cut = _timed(lambda: [maker.cut(tile) for tile in tiles])
     failed = next((item for item in cuts if isinstance(item, SampleError)), None)
     if failed:
         raise DtkdError(f"a tile cannot be cut: {failed.message}")

@@ -93,6 +93,12 @@ def fast_bf16(device: str) -> bool:
     return kind == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    own = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(own(0)) if own else os.cpu_count() or 1
+
+
 @contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
     """Threads of torch's CPU operators within the block; None changes nothing."""

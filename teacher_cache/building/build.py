@@ -9,27 +9,26 @@ at any moment, the same command goes on where it stopped. `process_shard` is the
 import errno
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.corpus import Skipped
-from pipeline.schema import Drift, Sample, SampleError, ShardRecord
+from pipeline.schema import Drift, Sample, ShardRecord
+from pipeline.system.device import processors
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import plain
 from pipeline.system.words import plural
 from pipeline.teacher import Teacher
-from teacher_cache.building.crops import TileImages
 from teacher_cache.building.frozen import freeze
 from teacher_cache.building.lease import Lease, acquire
 from teacher_cache.building.manifest import FOLDERS, finalize
-from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, make_plan, refuse_seen
-from teacher_cache.building.samples import DeviceError, Photos, SampleMaker
-from teacher_cache.building.settings import BuildSettings
+from teacher_cache.building.plan import Plan, PlannedShard, make_plan, refuse_seen
+from teacher_cache.building.samples import DeviceError, Photos, SampleMaker, outcomes
+from teacher_cache.building.settings import MOST_THREADS, BuildSettings
 from teacher_cache.building.survey import Survey, refuse_strangers, survey
 from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failures
 from teacher_cache.building.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
@@ -219,28 +218,10 @@ def _make(work: Build, shard: PlannedShard, lease: Lease, on_samples: OnSamples 
 
 
 def _outcomes(work: Build, shard: PlannedShard, adoptable: Adoptable) -> Generator[list[Outcome]]:
-    """Outcomes, one micro-batch at a time; the next one is cut and degraded while the teacher is busy with this one.
-
-    A micro-batch is taken over from an earlier attempt whole or not at all, so that the teacher always gets the same
-    images together and the bytes cannot depend on where that attempt ended.
-    """
+    """Outcomes of a shard, one micro-batch at a time."""
     size = work.plan.batch(shard)
     batches = [shard.samples[start : start + size] for start in range(0, len(shard.samples), size)]
-
-    def ready(batch: tuple[PlannedSample, ...]) -> list[Outcome] | list[TileImages | SampleError]:
-        found = [adoptable.outcome(sample.key) for sample in batch]
-        adopted = [outcome for outcome in found if outcome is not None]
-        return adopted if len(adopted) == len(batch) else work.maker.cut(batch)
-
-    with ThreadPoolExecutor(1, "cut") as pool:
-        following = pool.submit(ready, batches[0])
-        for number, batch in enumerate(batches):
-            items = following.result()
-            if number + 1 < len(batches):
-                following = pool.submit(ready, batches[number + 1])
-            adopted = [item for item in items if isinstance(item, Outcome)]
-            cuts = [item for item in items if not isinstance(item, Outcome)]
-            yield adopted or work.maker.finish(batch, cuts, size)
+    return outcomes(work.maker, batches, size, adoptable, work.settings.threads or min(processors(), MOST_THREADS))
 
 
 def _look(work: Build, tally: Tally) -> int:

@@ -1,12 +1,16 @@
 """Making samples: cut tiles from photos, run the teacher on a micro-batch, encode. Failures become part of the result.
 
+`outcomes` has all of that go on at once: threads cut and degrade what the teacher will need, and encode what it made.
+
 B micro-batch, h w height and width of an LR image, s scale, c context.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +26,7 @@ from pipeline.teacher import Place, Teacher
 from teacher_cache.building import crops
 from teacher_cache.building.crops import Tile, TileImages
 from teacher_cache.building.plan import PlannedSample
-from teacher_cache.building.writer import Outcome
+from teacher_cache.building.writer import Adoptable, Outcome
 
 _DEVICE_TROUBLE = ("cuda", "hip error", "mps backend", "out of memory", "can't allocate memory")
 
@@ -35,6 +39,15 @@ class Request(NamedTuple):
     seed: int
     place: Place
     """Of the LR image without its context."""
+
+
+class Restored(NamedTuple):
+    """What the teacher made of a micro-batch."""
+
+    outputs: list[tuple[Rgb | SampleError, ...]]
+    """Of each sample."""
+    cost: float
+    """Seconds of the teacher a sample; 0 where nothing is computed."""
 
 
 def place_of(tile: Tile, photo_width: int, photo_height: int) -> Place:
@@ -65,7 +78,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class SampleMaker:
-    """Makes the samples of a run; `cut` may run in a thread while `finish` keeps the teacher busy in another."""
+    """Makes the samples of a run; `cut` and `encode` may run in threads while `restore` keeps the teacher busy."""
 
     photos: Photos
     teacher: Teacher
@@ -76,21 +89,27 @@ class SampleMaker:
     outputs: int = 1
     """Of the teacher for each tile."""
 
-    def cut(self, samples: Sequence[PlannedSample]) -> list[TileImages | SampleError]:
+    def cut(self, sample: PlannedSample) -> TileImages | SampleError:
         """Load, cut and degrade; a failure takes the sample's place."""
-        return [self._cut(sample) for sample in samples]
+        stage = "load"
+        try:
+            hr, lr = self.photos.images(sample.tile.source)
+            stage = "degrade"
+            return crops.cut_tile(hr, lr, sample.tile, self.degradation, self.seed, self.context)
+        except Exception as error:
+            return failure(error, stage)
 
-    def finish(
+    def restore(
         self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int
-    ) -> list[Outcome]:
-        """Run the teacher on what could be cut and encode it; every sample gets an outcome, in the same order."""
+    ) -> "Restored":
+        """Run the teacher on a micro-batch, as far as it could be cut; every sample gets its outputs, in order."""
         assert len(samples) <= batch
         began = time.perf_counter()
         # One call for each output, so that batches have the shape, and the first outputs the bytes, of a single one's.
         restored = zip(*(self._restore(samples, cuts, batch, name) for name in TEACHERS[: self.outputs]), strict=True)
         cost = time.perf_counter() - began if self.teacher.steps else 0.0
         cost /= max(sum(isinstance(cut, TileImages) for cut in cuts), 1)
-        return [self.encode(s, c, r, cost) for s, c, r in zip(samples, cuts, restored, strict=True)]
+        return Restored(list(restored), cost)
 
     def encode(
         self,
@@ -116,15 +135,6 @@ class SampleMaker:
         except Exception as error:
             return Outcome(sample.key, error=failure(error, "encode"))
         return Outcome(sample.key, members, drift=drift, seconds=cost)
-
-    def _cut(self, sample: PlannedSample) -> TileImages | SampleError:
-        stage = "load"
-        try:
-            hr, lr = self.photos.images(sample.tile.source)
-            stage = "degrade"
-            return crops.cut_tile(hr, lr, sample.tile, self.degradation, self.seed, self.context)
-        except Exception as error:
-            return failure(error, stage)
 
     def _restore(
         self, samples: Sequence[PlannedSample], cuts: Sequence[TileImages | SampleError], batch: int, purpose: str
@@ -155,6 +165,92 @@ class SampleMaker:
             "seed": self.seed,
             "drift": drift,
         }
+
+
+def outcomes(
+    maker: SampleMaker, batches: Iterable[Sequence[PlannedSample]], size: int, adoptable: Adoptable, threads: int
+) -> Generator[list[Outcome]]:
+    """The outcome of every sample, one micro-batch of up to `size` at a time, in order.
+
+    The teacher runs in the caller's thread; meanwhile `threads` others cut and degrade the next samples and encode the
+    last ones. No more is begun than keeps them busy, so memory does not grow. Closing waits for what they have in hand.
+
+    A micro-batch is taken over from an earlier attempt whole or not at all, so that the teacher always gets the same
+    images together and the bytes cannot depend on where that attempt ended.
+    """
+    ahead = 1 + threads // size  # micro-batches
+    pool = ThreadPoolExecutor(threads, "samples")
+
+    def begin(batch: Sequence[PlannedSample]) -> _Begun:
+        found = [adoptable.outcome(sample.key) for sample in batch]
+        adopted = [outcome for outcome in found if outcome is not None]
+        if len(adopted) == len(batch):
+            return _Begun(batch, adopted, [])
+        return _Begun(batch, [], [pool.submit(maker.cut, sample) for sample in batch])
+
+    def teach(begun: _Begun) -> list[Future[Outcome]]:
+        if begun.adopted:
+            return [_finished(outcome) for outcome in begun.adopted]
+        cuts = [cut.result() for cut in begun.cuts]
+        restored, cost = maker.restore(begun.samples, cuts, size)
+        return [pool.submit(maker.encode, *one, cost) for one in zip(begun.samples, cuts, restored, strict=True)]
+
+    try:
+        taught = map(teach, _ahead(map(begin, batches), ahead))
+        for encoded in _behind(taught, ahead, lambda encoded: all(outcome.done() for outcome in encoded)):
+            yield [outcome.result() for outcome in encoded]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Begun(NamedTuple):
+    """A micro-batch on its way to the teacher."""
+
+    samples: Sequence[PlannedSample]
+    adopted: list[Outcome]
+    """Of all samples, or nothing."""
+    cuts: list[Future[TileImages | SampleError]]
+    """Of all samples that are not adopted."""
+
+
+_Item = TypeVar("_Item")
+
+
+def _ahead(items: Iterable[_Item], count: int) -> Iterator[_Item]:
+    """The items, each asked for when `count` others have still to be used: what it begins goes on until its turn."""
+    waiting: deque[_Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _behind(items: Iterable[_Item], count: int, ready: Callable[[_Item], bool]) -> Iterator[_Item]:
+    """The items, each as soon as it is ready or `count` others are waiting behind it.
+
+    Where no next item can be had, by an exception or Ctrl-C, the waiting ones come first: what was made is not lost.
+    """
+    waiting: deque[_Item] = deque()
+    source, trouble = iter(items), None
+    while trouble is None:
+        try:
+            waiting.append(next(source))
+        except StopIteration:
+            break
+        except BaseException as error:
+            trouble = error
+        while waiting and (len(waiting) > count or ready(waiting[0])):
+            yield waiting.popleft()
+    yield from waiting
+    if trouble is not None:
+        raise trouble
+
+
+def _finished(outcome: Outcome) -> Future[Outcome]:
+    future: Future[Outcome] = Future()
+    future.set_result(outcome)
+    return future
 
 
 def restore(teacher: Teacher, requests: Sequence[Request], batch: int, context: int = 0) -> list[Rgb | SampleError]:

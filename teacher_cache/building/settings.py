@@ -9,6 +9,9 @@ from pipeline.system.errors import UsageError
 from teacher_cache.building.crops import MOST_CONTEXT
 from teacher_cache.building.lease import TTL
 
+MOST_THREADS = 8
+"""Threads by default, at most: beside one teacher, more only decode photos too early."""
+
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -43,6 +46,8 @@ class BuildSettings:
     """Wait for shards that other processes are working on, to take over when one of them dies."""
     lease_seconds: float = TTL
     """Take over a shard whose process on another machine gave no sign for so long."""
+    threads: int | None = None
+    """Threads that cut, degrade and encode while the teacher works; by default one for each processor, 8 at most."""
 
     def __post_init__(self) -> None:
         """Check ranges, and that a tile suits the scale and a two-level wavelet transform."""
@@ -51,13 +56,12 @@ class BuildSettings:
             raise UsageError(
                 f"tile must be a multiple of {multiple}, got {self.tile} (at scale {self.degradation.scale})"
             )
-        for name in ("samples_per_shard", "micro_batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("samples_per_shard", "micro_batch", "limit", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, got {value}")
         if not 1 <= self.samples <= len(TEACHERS):
             raise UsageError(f"samples must be 1 to {len(TEACHERS)}, got {self.samples}")
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"limit must be at least 1, got {self.limit}")
         if self.hold_out < 0:
             raise UsageError(f"hold_out must be 0 or more, got {self.hold_out}")
         if not 0 <= self.context <= MOST_CONTEXT:
