@@ -4,7 +4,9 @@ import io
 import os
 import pickle
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -297,3 +299,42 @@ def test_tensors_and_images():
     assert np.array_equal(images.to_image(tensor), image)
     assert np.array_equal(images.to_image(tensor.double() + 0.4 / 255), image)
     assert images.to_image(torch.tensor([-3.0, 7.0, 0.5]).view(3, 1, 1)).ravel().tolist() == [0, 255, 128]
+
+
+# Pictures that threads share -----------------------------------------------------------------------------------------
+
+
+def test_threads_that_want_one_picture_decode_it_once(tmp_path):
+    path = store(tmp_path / "a.png", photo())
+    arrived, loads = threading.Barrier(3), []
+
+    def load(path):
+        loads.append(path)
+        return load_rgb(path)
+
+    def want(_):
+        arrived.wait(30)
+        return recent.get(path)
+
+    recent = images.RecentImages(load, lambda picture: picture[..., 0].size)
+    with ThreadPoolExecutor(3) as pool:
+        first, second, third = pool.map(want, range(3))
+    assert loads == [path] and first is second is third
+    assert np.array_equal(first, photo())
+
+
+def test_pictures_that_fail_are_tried_again_and_old_ones_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "RECENT_PIXELS", 2 * photo()[..., 0].size)
+    paths = [tmp_path / f"{name}.png" for name in "abc"]
+    loads = []
+    recent = images.RecentImages(
+        lambda path: loads.append(path.name) or load_rgb(path), lambda picture: picture[..., 0].size
+    )
+    for _ in range(2):
+        with pytest.raises(ImageError):
+            recent.get(paths[0])
+    for path in paths:
+        store(path, photo())
+    for index in (0, 1, 0, 2, 0, 1):
+        assert np.array_equal(recent.get(paths[index]), photo())
+    assert loads == ["a.png", "a.png", "a.png", "b.png", "c.png", "b.png"], "the least recent one goes first"
