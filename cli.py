@@ -86,27 +86,35 @@ def audit(
 
 def bench(
     on_progress: OnProgress,
-    what: Annotated[Literal["student", "train", "teacher"], argument("student|train|teacher", "What to measure.")],
+    what: Annotated[
+        Literal["student", "train", "teacher", "cache"], argument("student|train|teacher|cache", "What to measure.")
+    ],
     preset: Annotated[str, option("Preset of the student.")] = "light",
     compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
     teacher: options.TeacherOption = "embedded",
     steps: options.StepsOption = None,
     corpus: Annotated[str, option("Photos for the teacher and the training, or: sample")] = "sample",
     rounds: Annotated[int, option("Turns in each case.", min=1)] = 5,
+    tiles: Annotated[int, option("Tiles of a turn, for the cache.", min=1)] = 64,
+    plan: Annotated[int | None, option("Instead, simulate a cache of so many samples.", min=1)] = None,
     device: Annotated[str, option("cpu, cuda or auto.")] = "cpu",
     threads: Annotated[int, option("Threads of CPU operators.", min=1)] = 2,
     train_steps: Annotated[int, option("Steps of a real training, for waiting and memory; 0: none.", min=0)] = 0,
 ) -> Result:
-    """Measure speed and memory: the student and its training step beside other programs, a teacher's parts.
+    """Measure speed and memory: of the student and its training step beside other programs, of a teacher, of a cache.
 
     dtkd bench student --preset tiny --rounds 9 --json
     dtkd bench train --preset tiny --train-steps 1000
     dtkd bench teacher --rounds 3
+    dtkd bench cache --tiles 32
+    dtkd bench cache --plan 100000
     """
     from pipeline.system.device import choose
     from student.benchmarks.inference import Setup, bench_student
     from student.benchmarks.training import bench_train
-    from teacher_cache.bench import BuildSettings, bench_teacher, temporary_cache
+    from teacher_cache.benchmarks.cache import bench_cache
+    from teacher_cache.benchmarks.scale import bench_plan
+    from teacher_cache.benchmarks.teacher import BuildSettings, bench_teacher, temporary_cache
     from teacher_cache.teachers import load
 
     chosen = choose(device)
@@ -117,7 +125,12 @@ def bench(
             return bench_train(preset, chosen, threads, rounds, cache=cache, steps=train_steps)
     if what == "train":
         return bench_train(preset, chosen, threads, rounds)
-    return bench_teacher(corpus, load(teacher, steps=steps, device=chosen), BuildSettings(), rounds, threads, chosen)
+    if what == "cache" and plan is not None:
+        return bench_plan(plan, BuildSettings())
+    loaded = load(teacher, steps=steps, device=chosen)
+    if what == "cache":
+        return bench_cache(corpus, loaded, BuildSettings(), rounds, threads, chosen, tiles)
+    return bench_teacher(corpus, loaded, BuildSettings(), rounds, threads, chosen)
 
 
 for _command in (

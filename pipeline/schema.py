@@ -4,6 +4,7 @@
     CACHE/shard-%08d.tar        training samples      CACHE/val-%08d.tar    held-out samples
     CACHE/done/NAME.json        one `ShardRecord` per finished shard: the only truth about it
     CACHE/manifest.json         all records merged (`Manifest`); written when the last shard is done
+    CACHE/manifest.index        the same in binary, for opening large caches; may be missing (`pipeline.shards.Index`)
     CACHE/leases/, CACHE/parts/ work in progress of stage one
 
 Members of a sample are contiguous in its tar: `KEY.around.webp KEY.gt.webp KEY.json KEY.lr.webp KEY.teacher.webp`, the

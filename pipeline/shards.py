@@ -1,21 +1,43 @@
-"""Reading a teacher cache: the manifest, and members of a tar by their place, each checked against its CRC.
+"""Reading a teacher cache: the manifest or its index, and members of a tar by their place, checked against their CRCs.
 
     manifest = load_manifest(cache)                   # DtkdError: no cache, other schema, unfinished, a tar is missing
     for shard, sample in manifest.samples("train"):   # ShardRecord, Sample
         data = read_member(shard_path(cache, shard.name), sample.members["teacher"])   # bytes of a WebP
         meta = json.loads(read_member(fd, sample.members["json"]))   # an open descriptor is faster
 
+`load_index` gives the same places in arrays: a million samples in a second and 150 MB. They come from
+`manifest.index`, which is the manifest once more, in binary; without one that fits the manifest, they come from there.
+
 The JSON member of a sample holds: key, source (id of the photo), x, y, width, height (HR pixels), split, scale,
 degradation (its kind), seed (of the run), drift (see `Sample.drift`).
 """
 
+import io
+import json
 import os
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
-from pipeline.schema import REPAIR, Manifest, Member, check_schema
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.schema import (
+    AROUND,
+    MEMBERS,
+    REPAIR,
+    SCHEMA,
+    TEACHERS,
+    Manifest,
+    Member,
+    Split,
+    canonical_bytes,
+    check_schema,
+)
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import read_json
+from pipeline.system.files import read_json, sha256_file
 
 
 class DamagedShardError(DtkdError):
@@ -30,6 +52,111 @@ def shard_path(cache: str | Path, name: str) -> Path:
 def done_path(cache: str | Path, name: str) -> Path:
     """Done record of the shard `name`."""
     return Path(cache) / "done" / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What it takes to read the samples of a split, N of them with M members each, in the order of the plan."""
+
+    scale: int
+    tile: int
+    teacher: str
+    members: tuple[str, ...]
+    shards: tuple[str, ...]
+    """Names."""
+    keys: NDArray[np.bytes_]
+    """(N,)."""
+    shard_of: NDArray[np.int32]
+    """(N,): number of the sample's shard in `shards`."""
+    places: NDArray[np.int64]
+    """(N, M, 3): offset, size and CRC of each of `members`."""
+    around: NDArray[np.int64]
+    """(N, 3): the same of what the teacher saw; zeros where that was not kept."""
+
+
+def index_bytes(manifest: Manifest, sha256: str) -> bytes:
+    """`manifest.index`: CRC of the rest and its length, a line of JSON, and an array with a row for each ok sample.
+
+    Args:
+        manifest: what it is about.
+        sha256: of the bytes of manifest.json.
+    """
+    members = (*MEMBERS, "json", *TEACHERS[1 : manifest.outputs])
+    counts = [len(shard.ok) for shard in manifest.shards]
+    rows = np.zeros(sum(counts), _row(len(members)))
+    rows["shard"] = np.repeat(np.arange(len(counts)), counts)
+    samples = (sample for shard in manifest.shards for sample in shard.ok)
+    for row, sample in zip(rows, samples, strict=True):
+        row["key"] = sample.key
+        row["places"] = [_numbers(sample.members[name]) for name in members]
+        row["around"] = _numbers(sample.members.get(AROUND, Member(0, 0, 0)))
+    about = {name: getattr(manifest, name) for name in ("schema", "scale", "tile", "teacher")}
+    shards = [[shard.name, shard.split, shard.bytes] for shard in manifest.shards]
+    head = about | {"manifest": sha256, "members": members, "rows": len(rows), "shards": shards}
+    body = canonical_bytes(head) + rows.tobytes()
+    return b"%08x %d\n" % (zlib.crc32(body), len(body)) + body
+
+
+def load_index(cache: str | Path, split: Split) -> Index:
+    """Index of a split of a complete cache; raises as `load_manifest` does."""
+    cache = Path(cache)
+    found = _read_index(cache)
+    if found is None:
+        data = index_bytes(load_manifest(cache), "")
+        found = _parsed(io.BytesIO(data))
+        assert found is not None, "just made"
+    head, rows = found
+    for name, _, size in head["shards"]:
+        check_size(cache, name, size)
+    wanted = [number for number, (_, kind, _) in enumerate(head["shards"]) if kind == split]
+    first = wanted[0] if wanted else 0
+    assert wanted == list(range(first, first + len(wanted))), "the shards of a split are neighbours in every plan"
+    rows = rows[slice(*np.searchsorted(rows["shard"], (first, first + len(wanted))))]  # a view: nothing is copied
+    return Index(
+        head["scale"],
+        head["tile"],
+        head["teacher"],
+        tuple(head["members"]),
+        tuple(head["shards"][number][0] for number in wanted),
+        rows["key"],
+        rows["shard"] - np.int32(first),
+        rows["places"],
+        rows["around"],
+    )
+
+
+def _read_index(cache: Path) -> tuple[dict[str, Any], NDArray[np.void]] | None:
+    """The parts of manifest.index; None where there is none that is whole and of this manifest."""
+    try:
+        with open(cache / "manifest.index", "rb") as file:
+            found = _parsed(file)
+        if found is None or found[0]["schema"] != SCHEMA:
+            return None
+        return found if found[0]["manifest"] == sha256_file(cache / "manifest.json") else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _parsed(file: IO[bytes]) -> tuple[dict[str, Any], NDArray[np.void]] | None:
+    try:
+        crc, size = file.readline(32).split()
+        body = file.read(int(size))
+        if len(body) != int(size) or zlib.crc32(body) != int(crc, 16):
+            return None
+    except ValueError:
+        return None
+    line = body.index(b"\n") + 1
+    head = json.loads(body[:line])
+    return head, np.frombuffer(body, _row(len(head["members"])), head["rows"], line)
+
+
+def _row(members: int) -> np.dtype[np.void]:
+    places = [("places", "<i8", (members, 3)), ("around", "<i8", (3,))]
+    return np.dtype([("key", "S24"), ("shard", "<i4"), *places])
+
+
+def _numbers(place: Member) -> Sequence[int]:
+    return place.offset, place.size, place.crc32
 
 
 def load_manifest(cache: str | Path) -> Manifest:

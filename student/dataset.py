@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from pipeline.images import Rgb, decode_webp
-from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
-from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
+from pipeline.schema import AROUND, TEACHERS, Member, Split, digest
+from pipeline.shards import DamagedShardError, load_index, read_member, shard_path
 
 OPEN_TARS = 32  # file descriptors that a process keeps open
 
@@ -81,24 +81,13 @@ class CacheDataset(Dataset[Item]):
     """
 
     def __init__(self, cache: Path, split: Split = "train") -> None:
-        """Read the manifest; see `open_cache`."""
-        manifest = load_manifest(cache)
-        self.cache, self.scale, self.tile = Path(cache), manifest.scale, manifest.tile
-        self.teacher, self.outputs = manifest.teacher, manifest.outputs
-        self._members = (*MEMBERS, "json", *TEACHERS[1 : self.outputs])
-        self._names = [shard.name for shard in manifest.shards if shard.split == split]
-        self._fill_index(manifest, split)
+        """Read the index; see `open_cache`."""
+        index = load_index(cache, split)
+        self.cache, self.scale, self.tile, self.teacher = Path(cache), index.scale, index.tile, index.teacher
+        self._members, self._names, self._keys = index.members, index.shards, index.keys
+        self.shard_of, self._places, self._around = index.shard_of, index.places, index.around
+        self.outputs = sum(name in TEACHERS for name in self._members)
         self._files = ShardFiles(self.cache)
-
-    def _fill_index(self, manifest: Manifest, split: Split) -> None:
-        number = {name: i for i, name in enumerate(self._names)}
-        rows = list(manifest.samples(split))
-        places = [[s.members[name] for name in self._members] for _, s in rows]
-        self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
-        self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
-        self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
-        around = [s.members.get(AROUND) for _, s in rows]
-        self._around = np.array([(p.offset, p.size, p.crc32) if p else (0, 0, 0) for p in around], dtype=np.int64)
 
     def __len__(self) -> int:
         """Samples that have bytes (planned ones that failed are left out)."""

@@ -1,11 +1,13 @@
 """Merging the records of all shards into the manifest of a finished cache."""
 
 import contextlib
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.schema import SCHEMA, Drift, Manifest, Sample, ShardRecord, canonical_bytes
+from pipeline.shards import index_bytes
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes
 from teacher_cache.building.lease import acquire, now
@@ -19,7 +21,7 @@ TEMPORARY_SECONDS = 600.0
 
 
 def finalize(cache: Path) -> Manifest:
-    """Merge the done records into manifest.json; any process may do it, any number of times, with the same bytes.
+    """Merge the done records into manifest.json and its index; any process, any number of times, with the same bytes.
 
     Raises:
         DtkdError: a shard is not done, or its record is damaged.
@@ -35,6 +37,9 @@ def finalize(cache: Path) -> Manifest:
     data, path = canonical_bytes(manifest.to_json()), cache / "manifest.json"
     if not path.exists() or path.read_bytes() != data:
         atomic_write_bytes(path, data)
+    index, path = index_bytes(manifest, hashlib.sha256(data).hexdigest()), cache / "manifest.index"
+    if not path.exists() or path.read_bytes() != index:
+        atomic_write_bytes(path, index)
     _sweep(cache)
     return manifest
 

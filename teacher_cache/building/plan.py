@@ -7,7 +7,7 @@ The plan is a function of corpus, teacher and settings alone, so processes that 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -136,16 +136,27 @@ class Layout:
     """What the plan's fingerprint says of corpus, settings and versions."""
 
 
-def lay_out(corpus: Corpus, settings: BuildSettings) -> Layout:
+def identity(source: Source) -> str:
+    """Identity of a photo's files."""
+    files = [source.path] if source.lr_path is None else [source.path, source.lr_path]
+    return " ".join(sample_file(file) for file in files)
+
+
+def lay_out(corpus: Corpus, settings: BuildSettings, identify: Callable[[Source], str] = identity) -> Layout:
     """Cut the photos into tiles, and these into shards.
 
     Training keys are sorted and cut every `samples_per_shard`; held-out crops get shards of their own.
+
+    Args:
+        corpus: the photos.
+        settings: tile, shards and what else decides it.
+        identify: what the plan says of a photo's files.
 
     Raises:
         DtkdError: more photos are held out than there are.
     """
     sources = _limited(corpus.sources, settings.limit)
-    identities = tuple((s.id, s.width, s.height, _identity(s)) for s in sources)
+    identities = tuple((s.id, s.width, s.height, identify(s)) for s in sources)
     parts = split_photos(sources, settings.hold_out)
     shards = (*_cut(parts.train, "train", settings), *_cut(parts.val, "val", settings))
     return Layout(corpus, tuple(sources), identities, shards, _layout_fingerprint(identities, settings))
@@ -228,11 +239,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package).partition("+")[0]
     except metadata.PackageNotFoundError:
         return None
-
-
-def _identity(source: Source) -> str:
-    files = [source.path] if source.lr_path is None else [source.path, source.lr_path]
-    return " ".join(sample_file(file) for file in files)
 
 
 def _limited(sources: Sequence[Source], limit: int | None) -> list[Source]:

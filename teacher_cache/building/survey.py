@@ -15,7 +15,7 @@ from teacher_cache.building.frozen import check_layout
 from teacher_cache.building.plan import Layout, lay_out
 from teacher_cache.building.settings import BuildSettings
 
-_OURS = re.compile(r"done|leases|parts|manifest\.json|plan\.json")
+_OURS = re.compile(r"done|leases|parts|manifest\.(?:json|index)|plan\.json")
 _SHARD = re.compile(r"((?:shard|val)-\d{8})\.tar")
 _NAMED = 20  # skipped photos that `Survey.lines` names
 

@@ -13,7 +13,7 @@ import cli
 from student.benchmarks import contenders
 from student.benchmarks import inference as bench
 from student.benchmarks.contenders import AbsentError
-from teacher_cache.bench import Part, bench_lines, start_and_step
+from teacher_cache.benchmarks.teacher import Part, bench_lines, start_and_step
 
 ROOT = Path(cli.__file__).parent
 

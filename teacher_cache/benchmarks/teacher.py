@@ -27,6 +27,8 @@ from teacher_cache.teachers import load
 PHOTOS = 8
 """Of a temporary cache."""
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -141,7 +143,7 @@ def _turn(
     maker: SampleMaker, teacher: Teacher, tiles: Sequence[PlannedSample], steps: int
 ) -> tuple[float, float, float, float]:
     """Seconds a tile of: cutting, the teacher with one step, with one more than `steps`, encoding."""
-    cuts, cut = _timed(lambda: [maker.cut(tile) for tile in tiles])
+    cuts, cut = timed(lambda: [maker.cut(tile) for tile in tiles])
     failed = next((item for item in cuts if isinstance(item, SampleError)), None)
     if failed:
         raise DtkdError(f"a tile cannot be cut: {failed.message}")
@@ -158,15 +160,13 @@ def _turn(
             raise DtkdError(f"the teacher fails with {count} steps: {failed.message}")
         return restored
 
-    _, one = _timed(lambda: teach(1))
-    restored, many = _timed(lambda: teach(steps + 1))
-    _, encode = _timed(lambda: [maker.encode(*item, 0.0) for item in zip(tiles, cuts, zip(restored), strict=True)])
+    _, one = timed(lambda: teach(1))
+    restored, many = timed(lambda: teach(steps + 1))
+    _, encode = timed(lambda: [maker.encode(*item, 0.0) for item in zip(tiles, cuts, zip(restored), strict=True)])
     return cut / len(tiles), one / len(tiles), many / len(tiles), encode / len(tiles)
 
 
-_T = TypeVar("_T")
-
-
-def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
+def timed(work: Callable[[], _T]) -> tuple[_T, float]:
+    """What some work returns, and its wall-clock seconds."""
     start = time.perf_counter()
     return work(), time.perf_counter() - start

@@ -1,0 +1,1 @@
+"""What `dtkd bench` measures of stage one."""
