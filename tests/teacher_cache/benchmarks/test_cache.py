@@ -37,6 +37,7 @@ def test_the_limit_is_that_of_the_slower_side():
     assert limit(PARTS, 8, 1, 0.005) == one, "threads beyond the processors do not help"
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     peak = cache._peak(20)
     assert peak is None or 50e6 < peak < 4e9
