@@ -30,8 +30,8 @@ from teacher_cache.building.settings import BuildSettings
 PHOTO = (2048, 1408)
 """Width and height of a made-up photo, about those of DIV2K."""
 SIZES = {AROUND: 6013, "gt": 64_298, "json": 186, "lr": 4793, "teacher": 59_290}
-"""Bytes of the members of a tile of 256 pixels, means over 2,560 tiles of 150 photos (CID22) with the embedded teacher;
-in the order of a tar."""
+"""Bytes of the members of a tile of 256 pixels, means over 2,560 tiles of 280 photos with the embedded teacher; in the
+order of a tar."""
 
 
 class Step(NamedTuple):
