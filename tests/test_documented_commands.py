@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/ is one: it parses, settings and files included, up to the work itself.
+"""Every command of README, docs/ and help is one: it parses, settings and files included, up to the work itself.
 
 The work is replaced by a call that only says that it was reached; other tests do it, on small data. What this test does
 not type as it stands is in `NOT_TYPED`, with the reason.
@@ -19,6 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import cli
+from pipeline.system import commands
 
 NOT_TYPED = {
     "pip install": "fetches packages; that the extra exists is checked",
@@ -167,6 +168,15 @@ def test_a_documented_command_is_one(command, sandbox):
         assert not command.in_block and words == ["python", "-m", "pipeline.system.launch"], (
             f"{command.place}: no test knows what to do with: {command.text}"
         )
+
+
+@pytest.mark.parametrize("command", sorted(functions()))
+def test_the_examples_of_the_help_are_commands(command, sandbox):
+    _, examples = commands.help_of(functions()[command])
+    lines = [line.split() for line in examples.splitlines()[1:]]
+    assert lines and all(words[0] == "dtkd" for words in lines)
+    for words in lines:
+        type_dtkd([word.strip("'") for word in words[1:]])
 
 
 def test_the_documents_are_read():

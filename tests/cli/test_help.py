@@ -1,6 +1,5 @@
 """What `dtkd` says about itself."""
 
-import importlib
 import os
 import re
 import subprocess
@@ -37,40 +36,6 @@ def test_every_command_has_help_with_an_example_and_json(command):
     assert "Examples:" in out
     assert f"dtkd {command} " in out
     assert "--json" in out
-
-
-def test_the_examples_of_the_help_parse(monkeypatch):
-    """An example with an option that does not exist would end with 2 before the stage is called."""
-
-    class ReachedError(Exception):
-        pass
-
-    def reached(*args, **kwargs):
-        raise ReachedError
-
-    places = (
-        "teacher_cache.building.survey.survey", "teacher_cache.building.verify.verify_cache",
-        "teacher_cache.teachers.load", "teacher_cache.teachers.load_each",
-        "student.training.loop.train",
-        "student.report.evaluation.evaluate_to_page", "teacher_cache.training.loop.train_teacher",
-        "student.report.write.write_report",
-        "teacher_cache.building.verify.load_teacher", "student.upscaling.upscale.upscale", "student.export.export",
-        "student.study.audit_files.audit_cache", "student.study.ablate.announced", "student.study.mix.mix_files",
-        "student.benchmarks.inference.bench_student", "student.networks.load_network",
-        "teacher_cache.benchmarks.scale.bench_plan",
-    )  # fmt: skip
-    for place in places:  # all before the first is replaced: who imports it later would keep the replacement
-        importlib.import_module(place.rpartition(".")[0])
-    for place in places:
-        monkeypatch.setattr(place, reached)
-    monkeypatch.setattr("teacher_cache.teachers.check_name", lambda name: None)  # the examples' folders are not there
-    for command in COMMANDS:
-        out, _ = dtkd(command, "--help")
-        examples = [line.split() for line in out.partition("Examples:")[2].splitlines() if line.strip()]
-        assert examples
-        for _, *words in examples:
-            with pytest.raises(ReachedError):
-                dtkd(*words)
 
 
 def test_the_version_needs_no_command():
