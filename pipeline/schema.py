@@ -192,11 +192,18 @@ class Manifest:
     teacher_images: int
     drift: Drift | None
     shards: tuple[ShardRecord, ...]  # in the order of the plan
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the teacher's weights: licence, origin
 
     @property
     def outputs(self) -> int:
         """Outputs of the teacher for each tile."""
         return outputs_of(self.fingerprint)
+
+    @property
+    def teacher_origin(self) -> dict[str, str]:
+        """The teacher's name, the hash of its weights, and what is known of their origin, for who learns from it."""
+        weights = self.fingerprint.get("teacher", {}).get("weights")
+        return {"name": self.teacher} | ({"weights": str(weights)} if weights else {}) | dict(self.about)
 
     def samples(self, split: Split) -> Iterator[tuple[ShardRecord, Sample]]:
         """Every ok sample of a split with its shard, in the order of the plan."""
@@ -209,15 +216,18 @@ class Manifest:
         """JSON object of manifest.json."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         drift = dataclasses.asdict(self.drift) if self.drift else None
+        if not self.about:  # absent, as before it was told
+            del data["about"]
         return data | {"drift": drift, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
     def from_json(cls, data: object) -> "Manifest":
         """Inverse of `to_json`; raises `DtkdError` for another schema or a damaged manifest."""
         check_schema(data, "the manifest")
+        data = {"about": {}, **data} if isinstance(data, dict) else data
         got = _take(data, "manifest", schema=int, corpus=str, teacher=str, scale=int, tile=int, degradation=dict,
                     seed=int, fingerprint=dict, planned=int, ok=int, errors=int, teacher_seconds=(float, int),
-                    teacher_images=int, drift=(dict, type(None)), shards=list)  # fmt: skip
+                    teacher_images=int, drift=(dict, type(None)), shards=list, about=dict)  # fmt: skip
         drift = got["drift"] and Drift(**_take(got["drift"], "drift", mean=(float, int), p95=(float, int),
                                                worst=(float, int), worst_key=str))  # fmt: skip
         made = cls(**got | {"drift": drift, "shards": tuple(ShardRecord.from_json(s) for s in got["shards"])})

@@ -85,6 +85,7 @@ class CacheDataset(Dataset[Item]):
         manifest = load_manifest(cache)
         self.cache, self.scale, self.tile = Path(cache), manifest.scale, manifest.tile
         self.teacher, self.outputs = manifest.teacher, manifest.outputs
+        self.teacher_origin = manifest.teacher_origin
         self._members = (*MEMBERS, "json", *TEACHERS[1 : self.outputs])
         self._names = [shard.name for shard in manifest.shards if shard.split == split]
         self._fill_index(manifest, split)

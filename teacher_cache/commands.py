@@ -32,7 +32,7 @@ def teacher_cache(
     device: options.DeviceOption = "auto",
     config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
-    settings: Annotated[bool, listing("teacher_cache.building.settings:BuildSettings")] = False,
+    settings: Annotated[bool, listing("teacher_cache.building.settings:StageOneSettings")] = False,
 ) -> Result:
     """Stage one: run the teacher over a corpus, once. It stores (LR, GT, teacher) as WebDataset shards.
 
@@ -43,17 +43,19 @@ def teacher_cache(
     """
     from pipeline.system.device import choose
     from teacher_cache import teachers
-    from teacher_cache.building.build import BuildSettings, build
+    from teacher_cache.building.build import build
+    from teacher_cache.building.settings import StageOneSettings
     from teacher_cache.building.survey import survey
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
     given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait}
-    how = config.load(BuildSettings, config_files, overrides or (), given)
-    teachers.check_name(teacher)
+    how = config.load(StageOneSettings, config_files, overrides or (), given)
+    teachers.check_name(teacher, how.teacher)
     surveyed = survey(corpus, cache, how)
     on_progress(surveyed.begin())
-    loaded = teachers.load(teacher, scale=how.degradation.scale, steps=steps, device=choose(device), dtype=dtype)
+    scale = how.degradation.scale
+    loaded = teachers.load(teacher, scale=scale, steps=steps, device=choose(device), dtype=dtype, settings=how.teacher)
     return build(surveyed, loaded, on_progress)
 
 

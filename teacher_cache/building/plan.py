@@ -67,6 +67,7 @@ class Plan:
     sources: tuple[tuple[str, int, int, str], ...]  # id, width, height, identity of the files
     skipped: tuple[Skipped, ...]
     shards: tuple[PlannedShard, ...]
+    about: Json = dataclasses.field(default_factory=dict)  # of the teacher's weights: licence, repository, revision
 
     @property
     def planned(self) -> int:
@@ -111,7 +112,8 @@ class Plan:
     def from_json(cls, data: Any) -> "Plan":
         """Inverse of `to_json`, of this schema; raises `DtkdError` for a damaged plan."""
         try:
-            fields = {item.name: data[item.name] for item in dataclasses.fields(cls)}
+            fields = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name != "about"}
+            about = {str(name): str(value) for name, value in dict(data.get("about", {})).items()}
             sources = tuple((str(i), int(w), int(h), str(x)) for i, w, h, x in data["sources"])
             shards = tuple(_shard_from_json(shard, sources) for shard in data["shards"])
             skipped = tuple(Skipped(i, reason) for i, reason in data["skipped"])
@@ -119,7 +121,7 @@ class Plan:
             raise DtkdError(
                 f"plan.json is damaged ({type(error).__name__}: {error}): remove it; {PLAN_AGAIN}"
             ) from error
-        return cls(**fields | {"sources": sources, "skipped": skipped, "shards": shards})
+        return cls(**fields | {"sources": sources, "skipped": skipped, "shards": shards, "about": about})
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,7 @@ def make_plan(layout: Layout, teacher: Teacher, settings: BuildSettings) -> Plan
         sources=layout.identities,
         skipped=tuple(layout.corpus.skipped),
         shards=layout.shards,
+        about=dict(teacher.about),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import images
+from pipeline import config, images
 from pipeline.images import Rgb
 from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
 from pipeline.shards import read_member, shard_path
@@ -35,6 +35,7 @@ from teacher_cache.building.samples import Request, place_of, restore
 from teacher_cache.building.writer import SUFFIX, read_record, reopen
 from teacher_cache.teachers import load
 from teacher_cache.teachers.catalogue import PYTHON
+from teacher_cache.teachers.settings import TeacherSettings
 
 TOLERANCE = 1
 """Largest difference in 8-bit levels that a recomputed sample may show: another machine rounds floats differently."""
@@ -175,8 +176,11 @@ def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto
         )
     made = plan.fingerprint["teacher"]
     steps, dtype = made.get("steps"), made.get("dtype")
+    asked = {item.name: made[item.name] for item in dataclasses.fields(TeacherSettings) if item.name in made}
+    settings = config.from_dict(TeacherSettings, asked, f"{cache}: plan.json")
     try:
-        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
+        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype,
+                    settings=settings)  # fmt: skip
     except DtkdError as error:
         if name is not None:
             raise
