@@ -17,6 +17,8 @@ record members are named `around gt lr teacher teacher1 json`, each with its pla
 import dataclasses
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
@@ -160,7 +162,12 @@ class ShardRecord:
         got = _take(data, "shard record", schema=int, name=str, split=str, fingerprint=str, samples=list, sha256=str,
                     bytes=int, seconds=(float, int), teacher_seconds=(float, int), teacher_images=int)  # fmt: skip
         split = _split(got["split"])
-        return cls(**got | {"split": split, "samples": tuple(Sample.from_json(s, split) for s in got["samples"])})
+        check_shard_name(got["name"], split)
+        samples = tuple(Sample.from_json(s, split) for s in got["samples"])
+        if len({sample.key for sample in samples}) < len(samples):
+            twice = Counter(sample.key for sample in samples).most_common(1)[0][0]
+            raise DtkdError(f"damaged record: {got['name']} has sample {twice} twice")
+        return cls(**got | {"split": split, "samples": samples})
 
 
 @dataclass(frozen=True)
@@ -242,6 +249,13 @@ def shard_name(split: Split, index: int) -> str:
     return f"{'shard' if split == 'train' else split}-{index:08d}"
 
 
+def check_shard_name(name: str, split: Split) -> None:
+    """Refuse a name that `shard_name` does not give: it becomes part of paths."""
+    prefix = shard_name(split, 0).removesuffix("0" * 8)
+    if not re.fullmatch(rf"{prefix}[0-9]{{8,}}", name):
+        raise DtkdError(f"damaged record: a shard of {split} must be named like {prefix}00000000, got {name!r:.60}")
+
+
 def check_schema(data: object, what: str, remedy: str = "") -> None:
     """Refuse JSON of another schema, naming both numbers; JSON without one is damaged, and `remedy` says what helps."""
     found = data.get("schema") if isinstance(data, dict) else None
@@ -292,7 +306,9 @@ def _take(data: object, what: str, **types: type | tuple[type, ...]) -> Json:
 def _member(place: object) -> Member:
     numbers = cast(Sequence[object], place) if isinstance(place, list) else ()
     match numbers:
-        case [int(offset), int(size), int(crc32)] if min(offset, size, crc32) >= 0:
+        case [int(offset), int(size), int(crc32)] if (
+            min(offset, size, crc32) >= 0 and max(offset, size) < 2**62 and crc32 < 2**32
+        ):
             return Member(offset, size, crc32)
         case _:
             raise DtkdError(f"damaged record: a member must be [offset, size, crc32], got {place!r:.60}")

@@ -13,9 +13,12 @@ import os
 import zlib
 from pathlib import Path
 
-from pipeline.schema import REPAIR, Manifest, Member, check_schema
+from pipeline.schema import REPAIR, Manifest, Member, ShardRecord, check_schema
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
+
+MAX_MEMBER = 2**30
+"""Largest member that is read, in bytes: more than the largest picture takes as WebP."""
 
 
 class DamagedShardError(DtkdError):
@@ -52,8 +55,20 @@ def load_manifest(cache: str | Path) -> Manifest:
     except DtkdError as error:
         raise DtkdError(f"{cache}: manifest.json is damaged ({error}); {REPAIR}") from error
     for shard in manifest.shards:
-        check_size(cache, shard.name, shard.bytes)
+        try:
+            check_size(cache, shard.name, shard.bytes)
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{error}{_first_lost(cache, shard)}") from None
     return manifest
+
+
+def _first_lost(cache: Path, shard: ShardRecord) -> str:
+    """Which sample is the first that a tar, if it is there, is too short for, as the end of a sentence."""
+    path = shard_path(cache, shard.name)
+    size = path.stat().st_size if path.exists() else 0
+    ends = ((sample.key, max(place.offset + place.size for place in sample.members.values())) for sample in shard.ok)
+    lost = next((key for key, end in ends if end > size), None)
+    return f" (the first sample that is lost is {lost})" if lost else ""
 
 
 def check_size(cache: str | Path, name: str, expected: int) -> None:
@@ -73,7 +88,7 @@ def read_member(tar: int | str | Path, member: Member) -> bytes:
     """Bytes of a member; `tar` is its path or an open descriptor (read with `pread`: threads may share it).
 
     Raises:
-        DamagedShardError: fewer bytes than recorded, or another CRC.
+        DamagedShardError: fewer bytes than recorded, another CRC, or more than MAX_MEMBER.
     """
     if not isinstance(tar, int):
         descriptor = os.open(tar, os.O_RDONLY)
@@ -85,6 +100,11 @@ def read_member(tar: int | str | Path, member: Member) -> bytes:
 
 
 def _read(descriptor: int, member: Member, name: object) -> bytes:
+    lost = member.offset + member.size - os.fstat(descriptor).st_size  # asked first: a record may claim any size
+    if lost > 0:
+        raise DamagedShardError(f"{name} ends {lost} bytes early at {member.offset}; `dtkd verify` lists the damage")
+    if member.size > MAX_MEMBER:
+        raise DamagedShardError(f"{name} has {member.size} bytes at {member.offset}, at most {MAX_MEMBER} are read")
     data = os.pread(descriptor, member.size, member.offset)
     while 0 < len(data) < member.size:  # a pread may be short without being at the end
         more = os.pread(descriptor, member.size - len(data), member.offset + len(data))

@@ -3,7 +3,6 @@
 h w LR sides, H W = scale * h, scale * w.
 """
 
-import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -13,9 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pipeline.images import Rgb, decode_webp
-from pipeline.schema import AROUND, MEMBERS, TEACHERS, Manifest, Member, Split, digest
+from pipeline.images import ImageError, Rgb, decode_webp
+from pipeline.schema import (
+    AROUND,
+    MEMBERS,
+    REPAIR,
+    TEACHERS,
+    Manifest,
+    Member,
+    Sample,
+    ShardRecord,
+    Split,
+    digest,
+)
 from pipeline.shards import DamagedShardError, load_manifest, read_member, shard_path
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import parse_json
 
 OPEN_TARS = 32  # file descriptors that a process keeps open
 
@@ -96,10 +108,18 @@ class CacheDataset(Dataset[Item]):
         rows = list(manifest.samples(split))
         places = [[s.members[name] for name in self._members] for _, s in rows]
         self._keys = np.array([s.key for _, s in rows], dtype=np.bytes_)
+        self._refuse_twins(rows)
         self.shard_of = np.array([number[shard.name] for shard, _ in rows], dtype=np.int32)
         self._places = np.array([[(p.offset, p.size, p.crc32) for p in row] for row in places], dtype=np.int64)
         around = [s.members.get(AROUND) for _, s in rows]
         self._around = np.array([(p.offset, p.size, p.crc32) if p else (0, 0, 0) for p in around], dtype=np.int64)
+
+    def _refuse_twins(self, rows: list[tuple[ShardRecord, Sample]]) -> None:
+        keys = np.sort(self._keys)
+        if twins := keys[1:][keys[1:] == keys[:-1]].tolist():
+            key = twins[0].decode()
+            shards = " and ".join(shard.name for shard, sample in rows if sample.key == key)
+            raise DamagedShardError(f"{self.cache}: sample {key} is in {shards}, expected once; {REPAIR}")
 
     def __len__(self) -> int:
         """Samples that have bytes (planned ones that failed are left out)."""
@@ -115,7 +135,15 @@ class CacheDataset(Dataset[Item]):
 
     def meta(self, index: int) -> dict[str, Any]:
         """Description of a sample, without its pictures; raises as `dataset[i]` does."""
-        return json.loads(self._read(index, "json"))
+        try:
+            meta = parse_json(self._read(index, "json"), "the description")
+        except DamagedShardError:
+            raise
+        except DtkdError as error:
+            raise DamagedShardError(f"{self.where(index)}: {error}") from error
+        if not isinstance(meta, dict):
+            raise DamagedShardError(f"{self.where(index)}: the description is no JSON object")
+        return meta
 
     def key(self, index: int) -> str:
         """Key of a sample."""
@@ -123,7 +151,7 @@ class CacheDataset(Dataset[Item]):
 
     def images(self, index: int, output: int = 0) -> tuple[Rgb, Rgb, Rgb]:
         """LR, GT and teacher image of a sample, of the teacher's the given `output`; raises as `dataset[i]` does."""
-        lr, gt, teacher = (decode_webp(self._read(index, name)) for name in ("lr", "gt", TEACHERS[output]))
+        lr, gt, teacher = (self._picture(index, name) for name in ("lr", "gt", TEACHERS[output]))
         expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
         if gt.shape != expected or teacher.shape != expected:
             raise DamagedShardError(
@@ -134,12 +162,21 @@ class CacheDataset(Dataset[Item]):
     def seen_by_teacher(self, index: int) -> Rgb:
         """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
         if not self._around[index, 1]:
-            return decode_webp(self._read(index, "lr"))
-        return decode_webp(self._bytes(index, self._around[index], AROUND))
+            return self._picture(index, "lr")
+        return self._decoded(self._bytes(index, self._around[index], AROUND), index, AROUND)
 
     def fingerprint(self) -> str:
         """Identity of the samples and their bytes, wherever the cache lies."""
         return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
+
+    def _picture(self, index: int, name: str) -> Rgb:
+        return self._decoded(self._read(index, name), index, name)
+
+    def _decoded(self, data: bytes, index: int, name: str) -> Rgb:
+        try:
+            return decode_webp(data)
+        except ImageError as error:
+            raise DamagedShardError(f"{self.where(index)}, {name}: {error.reason}; `dtkd verify` lists it") from error
 
     def _read(self, index: int, name: str) -> bytes:
         return self._bytes(index, self._places[index, self._members.index(name)], name)

@@ -20,6 +20,7 @@ from pipeline.schema import (
     Split,
     canonical_json,
     check_schema,
+    check_shard_name,
     digest,
     outputs_of,
     shard_name,
@@ -257,6 +258,7 @@ def _box(tile: Tile) -> list[int]:
 
 def _shard_from_json(data: Json, sources: Sequence[tuple[str, int, int, str]]) -> PlannedShard:
     split = data["split"]
+    check_shard_name(str(data["name"]), split)
     samples = tuple(
         PlannedSample(str(key), Tile(sources[number][0], int(x), int(y), int(width), int(height), split))
         for key, number, x, y, width, height in data["samples"]

@@ -29,13 +29,13 @@ class ColourFixed(Teacher):
         self.parameters, self.trained_on, self.about = teacher.parameters, teacher.trained_on, teacher.about
 
     @property
-    def steps(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def steps(self) -> int:
         """See Teacher."""
         return self._teacher.steps
 
     @steps.setter
-    def steps(self, steps: int) -> None:  # as `dtkd bench teacher` does
-        self._teacher.steps = steps
+    def steps(self, steps: int) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._teacher.steps = steps  # as `dtkd bench teacher` does
 
     def restore(self, lr: Tensor, seeds: Sequence[int]) -> Tensor:
         """See Teacher."""
