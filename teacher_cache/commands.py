@@ -59,6 +59,36 @@ def teacher_cache(
     return build(surveyed, loaded, on_progress)
 
 
+def check_teacher(
+    on_progress: OnProgress,
+    corpus: options.CorpusOption,
+    teacher: options.TeacherOption = "embedded",
+    tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
+    micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
+    steps: options.StepsOption = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
+    device: options.DeviceOption = "auto",
+    config_files: options.ConfigFiles = None,
+    overrides: options.Overrides = None,
+) -> Result:
+    """Try a teacher on a few tiles. Sizes, range, colours, whether it repeats itself; exit code 1 if anything is wrong.
+
+    Settings are those of `teacher-cache`; nothing is written.
+
+    dtkd check-teacher sample --teacher sd-x4 --tile 480
+    dtkd check-teacher ~/photos --teacher python:my_teacher.py:make --set teacher.colour=wavelet
+    """
+    from pipeline.system.device import choose
+    from teacher_cache import check, teachers
+    from teacher_cache.building.settings import StageOneSettings
+
+    given = {"tile": tile, "micro_batch": micro_batch}
+    how = config.load(StageOneSettings, config_files, overrides or (), given)
+    chosen, scale = choose(device), how.degradation.scale
+    loaded = teachers.load(teacher, scale=scale, steps=steps, device=chosen, dtype=dtype, settings=how.teacher)
+    return check.check_teacher(corpus, loaded, how, chosen, on_progress)
+
+
 def verify(
     on_progress: OnProgress,
     cache: options.CacheOption,

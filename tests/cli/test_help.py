@@ -11,12 +11,12 @@ from cli_support import dtkd
 
 from pipeline import config
 from student.training.settings import RunSettings
-from teacher_cache.building.plan import BuildSettings
+from teacher_cache.building.settings import BuildSettings, StageOneSettings
 from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
     "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "audit", "ablate", "mix",
-    "upscale", "export", "bench",
+    "upscale", "export", "bench", "check-teacher",
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         importlib.import_module(place.rpartition(".")[0])
     for place in places:
         monkeypatch.setattr(place, reached)
-    monkeypatch.setattr("teacher_cache.teachers.check_name", lambda name: None)  # the examples' folders are not there
+    monkeypatch.setattr("teacher_cache.teachers.check_name", lambda *_: None)  # the examples' folders are not there
     for command in COMMANDS:
         out, _ = dtkd(command, "--help")
         examples = [line.split() for line in out.partition("Examples:")[2].splitlines() if line.strip()]
@@ -79,7 +79,7 @@ def test_the_version_needs_no_command():
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [("teacher-cache", BuildSettings), ("train-teacher", TeacherRunSettings), ("train-student", RunSettings)],
+    [("teacher-cache", StageOneSettings), ("train-teacher", TeacherRunSettings), ("train-student", RunSettings)],
 )
 def test_listed_settings_are_a_file_with_the_defaults(command, settings, tmp_path):
     out, err = dtkd(command, "--settings")
