@@ -26,6 +26,8 @@ SAMPLE = (
     "rocket.jpg",
 )
 """The photos in scikit-image's wheel: colour, and three textures; no drawings, no near-duplicates."""
+MAX_DEPTH = 100
+"""Folders within folders that are searched."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,10 @@ class Partition:
 def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: int = 1) -> Corpus:
     """List the photos of a corpus, from their headers.
 
-    Folders are searched to any depth, through symbolic links too; hidden names (leading dot) are passed over. A file
-    that shows up again under another name (a link) is skipped, lest one photo be both trained on and held out.
+    Folders are searched MAX_DEPTH deep; hidden names (leading dot) are passed over. Symbolic links are followed inside
+    the corpus, which may be a link itself (HR/ and LR/ of a paired one, too); one that leads out of it is skipped: who
+    fills a corpus shall not reach what else its user can read. A file that shows up again under another name is
+    skipped, lest one photo be both trained on and held out.
 
     Args:
         corpus: a folder, or the word `sample` for the photos inside scikit-image (`./sample` for a folder).
@@ -182,9 +186,12 @@ def _find(root: Path) -> tuple[list[_Candidate], list[Skipped]]:
 
 
 def _walk(folder: Path, root: Path, skipped: list[Skipped], inside: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Image files below `folder`; a link to a folder that we are in is not followed."""
+    """Image files below `folder`; a link to a folder that we are in, or out of the corpus, is not followed."""
     real = os.path.realpath(folder)
     if real in inside:
+        return
+    if len(inside) == MAX_DEPTH:
+        skipped.append(Skipped(_printable(folder.relative_to(root).as_posix()), f"below {MAX_DEPTH} folders"))
         return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -195,10 +202,18 @@ def _walk(folder: Path, root: Path, skipped: list[Skipped], inside: frozenset[st
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if os.path.isdir(path):  # entry.is_dir raises where a link leads to itself
+        if entry.is_symlink() and _leads_out(path, root):
+            name = _printable(path.relative_to(root).as_posix())
+            skipped.append(Skipped(name, "a link that leads out of the corpus: put the photos themselves there"))
+        elif os.path.isdir(path):  # entry.is_dir raises where a link leads to itself
             yield from _walk(path, root, skipped, inside | {real})
         elif path.suffix.lower() in SUFFIXES:
             yield path
+
+
+def _leads_out(link: Path, root: Path) -> bool:
+    """Whether a link's target exists outside of the corpus; of one that leads nowhere another reason is told."""
+    return os.path.exists(link) and not Path(os.path.realpath(link)).is_relative_to(os.path.realpath(root))
 
 
 def _find_pairs(root: Path, scale: int) -> tuple[list[_Candidate], list[Skipped]]:

@@ -33,6 +33,8 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 """File names that count as images, in lower case."""
 MAX_PIXELS = 2**28
 """Largest image that is decoded: 16,384 x 16,384, or 0.8 GB as RGB."""
+MAX_BYTES = 2**31
+"""Largest file that is opened, in bytes: MAX_PIXELS of 16-bit RGB, uncompressed. Some decoders read a file whole."""
 WEBP_MAX_SIDE = 16383
 RECENT_PIXELS = 2**26
 """Pixels (3 bytes each) of decoded images that `RecentImages` keeps."""
@@ -208,12 +210,13 @@ def opened(
     """Open an image with Pillow, its pixels not read yet, for the block.
 
     Raises:
-        ImageError: whatever the decoder raised, at opening or in the block; no regular file; or more than MAX_PIXELS.
+        ImageError: whatever the decoder raised, at opening or in the block; no regular file; or more than MAX_PIXELS or
+            MAX_BYTES.
     """
     name = name or str(file)
     try:
-        if not isinstance(file, io.BytesIO) and _is_special(file):
-            raise ImageError(name, "no regular file")
+        if not isinstance(file, io.BytesIO):
+            _check_file(file, name)
         with Image.open(file, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
@@ -231,10 +234,13 @@ def opened(
         raise ImageError(name, " ".join(f"damaged ({error or type(error).__name__})".split())) from error
 
 
-def _is_special(path: str | Path) -> bool:
-    """Whether it is a pipe or a device: opening a pipe would wait for somebody to write into it."""
-    mode = os.stat(path).st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+def _check_file(path: str | Path, name: str | Path) -> None:
+    """Refuse pipes and devices, because opening a pipe waits for somebody to write into it, and too large files."""
+    status = os.stat(path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise ImageError(name, "no regular file")
+    if status.st_size > MAX_BYTES:
+        raise ImageError(name, f"too large, at most {MAX_BYTES} bytes can be used ({status.st_size})")
 
 
 def turn_of(image: Image.Image) -> Image.Transpose | None:

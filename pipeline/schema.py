@@ -18,6 +18,8 @@ record members are named `around gt lr teacher teacher1 json`, each with its pla
 import dataclasses
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
@@ -161,7 +163,12 @@ class ShardRecord:
         got = _take(data, "shard record", schema=int, name=str, split=str, fingerprint=str, samples=list, sha256=str,
                     bytes=int, seconds=(float, int), teacher_seconds=(float, int), teacher_images=int)  # fmt: skip
         split = _split(got["split"])
-        return cls(**got | {"split": split, "samples": tuple(Sample.from_json(s, split) for s in got["samples"])})
+        check_shard_name(got["name"], split)
+        samples = tuple(Sample.from_json(s, split) for s in got["samples"])
+        if len({sample.key for sample in samples}) < len(samples):
+            twice = Counter(sample.key for sample in samples).most_common(1)[0][0]
+            raise DtkdError(f"damaged record: {got['name']} has sample {twice} twice")
+        return cls(**got | {"split": split, "samples": samples})
 
 
 @dataclass(frozen=True)
@@ -193,11 +200,18 @@ class Manifest:
     teacher_images: int
     drift: Drift | None
     shards: tuple[ShardRecord, ...]  # in the order of the plan
+    about: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of the teacher's weights: licence, origin
 
     @property
     def outputs(self) -> int:
         """Outputs of the teacher for each tile."""
         return outputs_of(self.fingerprint)
+
+    @property
+    def teacher_origin(self) -> dict[str, str]:
+        """The teacher's name, the hash of its weights, and what is known of their origin, for who learns from it."""
+        weights = self.fingerprint.get("teacher", {}).get("weights")
+        return {"name": self.teacher} | ({"weights": str(weights)} if weights else {}) | dict(self.about)
 
     def samples(self, split: Split) -> Iterator[tuple[ShardRecord, Sample]]:
         """Every ok sample of a split with its shard, in the order of the plan."""
@@ -210,15 +224,18 @@ class Manifest:
         """JSON object of manifest.json."""
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         drift = dataclasses.asdict(self.drift) if self.drift else None
+        if not self.about:  # absent, as before it was told
+            del data["about"]
         return data | {"drift": drift, "shards": [shard.to_json() for shard in self.shards]}
 
     @classmethod
     def from_json(cls, data: object) -> "Manifest":
         """Inverse of `to_json`; raises `DtkdError` for another schema or a damaged manifest."""
         check_schema(data, "the manifest")
+        data = {"about": {}, **data} if isinstance(data, dict) else data
         got = _take(data, "manifest", schema=int, corpus=str, teacher=str, scale=int, tile=int, degradation=dict,
                     seed=int, fingerprint=dict, planned=int, ok=int, errors=int, teacher_seconds=(float, int),
-                    teacher_images=int, drift=(dict, type(None)), shards=list)  # fmt: skip
+                    teacher_images=int, drift=(dict, type(None)), shards=list, about=dict)  # fmt: skip
         drift = got["drift"] and Drift(**_take(got["drift"], "drift", mean=(float, int), p95=(float, int),
                                                worst=(float, int), worst_key=str))  # fmt: skip
         made = cls(**got | {"drift": drift, "shards": tuple(ShardRecord.from_json(s) for s in got["shards"])})
@@ -231,6 +248,13 @@ class Manifest:
 def shard_name(split: Split, index: int) -> str:
     """`shard-00000000` for training samples, `val-00000000` for held-out ones."""
     return f"{'shard' if split == 'train' else split}-{index:08d}"
+
+
+def check_shard_name(name: str, split: Split) -> None:
+    """Refuse a name that `shard_name` does not give: it becomes part of paths."""
+    prefix = shard_name(split, 0).removesuffix("0" * 8)
+    if not re.fullmatch(rf"{prefix}[0-9]{{8,}}", name):
+        raise DtkdError(f"damaged record: a shard of {split} must be named like {prefix}00000000, got {name!r:.60}")
 
 
 def check_schema(data: object, what: str, remedy: str = "") -> None:
@@ -283,7 +307,9 @@ def _take(data: object, what: str, **types: type | tuple[type, ...]) -> Json:
 def _member(place: object) -> Member:
     numbers = cast(Sequence[object], place) if isinstance(place, list) else ()
     match numbers:
-        case [int(offset), int(size), int(crc32)] if min(offset, size, crc32) >= 0:
+        case [int(offset), int(size), int(crc32)] if (
+            min(offset, size, crc32) >= 0 and max(offset, size) < 2**62 and crc32 < 2**32
+        ):
             return Member(offset, size, crc32)
         case _:
             raise DtkdError(f"damaged record: a member must be [offset, size, crc32], got {place!r:.60}")

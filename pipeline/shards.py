@@ -32,12 +32,16 @@ from pipeline.schema import (
     TEACHERS,
     Manifest,
     Member,
+    ShardRecord,
     Split,
     canonical_bytes,
     check_schema,
 )
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json, sha256_file
+
+MAX_MEMBER = 2**30
+"""Largest member that is read, in bytes: more than the largest picture takes as WebP."""
 
 
 class DamagedShardError(DtkdError):
@@ -61,6 +65,8 @@ class Index:
     scale: int
     tile: int
     teacher: str
+    teacher_origin: dict[str, str]
+    """See `Manifest`."""
     members: tuple[str, ...]
     shards: tuple[str, ...]
     """Names."""
@@ -90,7 +96,7 @@ def index_bytes(manifest: Manifest, sha256: str) -> bytes:
         row["key"] = sample.key
         row["places"] = [_numbers(sample.members[name]) for name in members]
         row["around"] = _numbers(sample.members.get(AROUND, Member(0, 0, 0)))
-    about = {name: getattr(manifest, name) for name in ("schema", "scale", "tile", "teacher")}
+    about = {name: getattr(manifest, name) for name in ("schema", "scale", "tile", "teacher", "teacher_origin")}
     shards = [[shard.name, shard.split, shard.bytes] for shard in manifest.shards]
     head = about | {"manifest": sha256, "members": members, "rows": len(rows), "shards": shards}
     body = canonical_bytes(head) + rows.tobytes()
@@ -106,16 +112,22 @@ def load_index(cache: str | Path, split: Split) -> Index:
         found = _parsed(io.BytesIO(data))
         assert found is not None, "just made"
     head, rows = found
-    for name, _, size in head["shards"]:
-        check_size(cache, name, size)
+    try:
+        for name, _, size in head["shards"]:
+            check_size(cache, name, size)
+    except DamagedShardError:
+        load_manifest(cache)  # which names the first sample that is lost as well
+        raise
     wanted = [number for number, (_, kind, _) in enumerate(head["shards"]) if kind == split]
     first = wanted[0] if wanted else 0
     assert wanted == list(range(first, first + len(wanted))), "the shards of a split are neighbours in every plan"
     rows = rows[slice(*np.searchsorted(rows["shard"], (first, first + len(wanted))))]  # a view: nothing is copied
+    _refuse_twins(cache, rows, [name for name, *_ in head["shards"]])
     return Index(
         head["scale"],
         head["tile"],
         head["teacher"],
+        head["teacher_origin"],
         tuple(head["members"]),
         tuple(head["shards"][number][0] for number in wanted),
         rows["key"],
@@ -123,6 +135,13 @@ def load_index(cache: str | Path, split: Split) -> Index:
         rows["places"],
         rows["around"],
     )
+
+
+def _refuse_twins(cache: Path, rows: NDArray[np.void], shards: list[str]) -> None:
+    keys = np.sort(rows["key"])
+    if twins := keys[1:][keys[1:] == keys[:-1]].tolist():
+        where = " and ".join(shards[number] for number in rows["shard"][rows["key"] == twins[0]])
+        raise DamagedShardError(f"{cache}: sample {twins[0].decode()} is in {where}, expected once; {REPAIR}")
 
 
 def _read_index(cache: Path) -> tuple[dict[str, Any], NDArray[np.void]] | None:
@@ -179,8 +198,20 @@ def load_manifest(cache: str | Path) -> Manifest:
     except DtkdError as error:
         raise DtkdError(f"{cache}: manifest.json is damaged ({error}); {REPAIR}") from error
     for shard in manifest.shards:
-        check_size(cache, shard.name, shard.bytes)
+        try:
+            check_size(cache, shard.name, shard.bytes)
+        except DamagedShardError as error:
+            raise DamagedShardError(f"{error}{_first_lost(cache, shard)}") from None
     return manifest
+
+
+def _first_lost(cache: Path, shard: ShardRecord) -> str:
+    """Which sample is the first that a tar, if it is there, is too short for, as the end of a sentence."""
+    path = shard_path(cache, shard.name)
+    size = path.stat().st_size if path.exists() else 0
+    ends = ((sample.key, max(place.offset + place.size for place in sample.members.values())) for sample in shard.ok)
+    lost = next((key for key, end in ends if end > size), None)
+    return f" (the first sample that is lost is {lost})" if lost else ""
 
 
 def check_size(cache: str | Path, name: str, expected: int) -> None:
@@ -200,7 +231,7 @@ def read_member(tar: int | str | Path, member: Member) -> bytes:
     """Bytes of a member; `tar` is its path or an open descriptor (read with `pread`: threads may share it).
 
     Raises:
-        DamagedShardError: fewer bytes than recorded, or another CRC.
+        DamagedShardError: fewer bytes than recorded, another CRC, or more than MAX_MEMBER.
     """
     if not isinstance(tar, int):
         descriptor = os.open(tar, os.O_RDONLY)
@@ -212,6 +243,11 @@ def read_member(tar: int | str | Path, member: Member) -> bytes:
 
 
 def _read(descriptor: int, member: Member, name: object) -> bytes:
+    lost = member.offset + member.size - os.fstat(descriptor).st_size  # asked first: a record may claim any size
+    if lost > 0:
+        raise DamagedShardError(f"{name} ends {lost} bytes early at {member.offset}; `dtkd verify` lists the damage")
+    if member.size > MAX_MEMBER:
+        raise DamagedShardError(f"{name} has {member.size} bytes at {member.offset}, at most {MAX_MEMBER} are read")
     data = os.pread(descriptor, member.size, member.offset)
     while 0 < len(data) < member.size:  # a pread may be short without being at the end
         more = os.pread(descriptor, member.size - len(data), member.offset + len(data))

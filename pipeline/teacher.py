@@ -7,7 +7,8 @@ and needs what stands above the line; or it comes as `--teacher python:FILE:FACT
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -54,6 +55,8 @@ class Teacher(Protocol):
     """How many weights it has; None where that is not known."""
     trained_on: frozenset[str] = frozenset()
     """Photos that it was trained on, as `pipeline.system.files.sample_file` identifies them; empty: not known."""
+    about: Mapping[str, str] = MappingProxyType({})
+    """What else is known of its weights: `licence`, `repository`, `revision`. No part of the fingerprint."""
 
     def restore_at(self, lr: Tensor, seeds: Sequence[int], places: Sequence[Place]) -> Tensor:
         """As `restore`, for LR images whose places are known; what stage one calls."""

@@ -3,7 +3,6 @@
 h w LR sides, H W = scale * h, scale * w.
 """
 
-import json
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -13,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from pipeline.images import Rgb, decode_webp
+from pipeline.images import ImageError, Rgb, decode_webp
 from pipeline.schema import AROUND, TEACHERS, Member, Split, digest
 from pipeline.shards import DamagedShardError, load_index, read_member, shard_path
+from pipeline.system.errors import DtkdError
+from pipeline.system.files import parse_json
 
 OPEN_TARS = 32  # file descriptors that a process keeps open
 
@@ -86,6 +87,7 @@ class CacheDataset(Dataset[Item]):
         self.cache, self.scale, self.tile, self.teacher = Path(cache), index.scale, index.tile, index.teacher
         self._members, self._names, self._keys = index.members, index.shards, index.keys
         self.shard_of, self._places, self._around = index.shard_of, index.places, index.around
+        self.teacher_origin = index.teacher_origin
         self.outputs = sum(name in TEACHERS for name in self._members)
         self._files = ShardFiles(self.cache)
 
@@ -103,7 +105,15 @@ class CacheDataset(Dataset[Item]):
 
     def meta(self, index: int) -> dict[str, Any]:
         """Description of a sample, without its pictures; raises as `dataset[i]` does."""
-        return json.loads(self._read(index, "json"))
+        try:
+            meta = parse_json(self._read(index, "json"), "the description")
+        except DamagedShardError:
+            raise
+        except DtkdError as error:
+            raise DamagedShardError(f"{self.where(index)}: {error}") from error
+        if not isinstance(meta, dict):
+            raise DamagedShardError(f"{self.where(index)}: the description is no JSON object")
+        return meta
 
     def key(self, index: int) -> str:
         """Key of a sample."""
@@ -111,7 +121,7 @@ class CacheDataset(Dataset[Item]):
 
     def images(self, index: int, output: int = 0) -> tuple[Rgb, Rgb, Rgb]:
         """LR, GT and teacher image of a sample, of the teacher's the given `output`; raises as `dataset[i]` does."""
-        lr, gt, teacher = (decode_webp(self._read(index, name)) for name in ("lr", "gt", TEACHERS[output]))
+        lr, gt, teacher = (self._picture(index, name) for name in ("lr", "gt", TEACHERS[output]))
         expected = (lr.shape[0] * self.scale, lr.shape[1] * self.scale, 3)
         if gt.shape != expected or teacher.shape != expected:
             raise DamagedShardError(
@@ -122,12 +132,21 @@ class CacheDataset(Dataset[Item]):
     def seen_by_teacher(self, index: int) -> Rgb:
         """LR image of a sample with the surroundings that its teacher saw, (h + 2 c, w + 2 c, 3); raises as above."""
         if not self._around[index, 1]:
-            return decode_webp(self._read(index, "lr"))
-        return decode_webp(self._bytes(index, self._around[index], AROUND))
+            return self._picture(index, "lr")
+        return self._decoded(self._bytes(index, self._around[index], AROUND), index, AROUND)
 
     def fingerprint(self) -> str:
         """Identity of the samples and their bytes, wherever the cache lies."""
         return digest([[self.key(i), self._places[i, :, 2].tolist()] for i in range(len(self))])
+
+    def _picture(self, index: int, name: str) -> Rgb:
+        return self._decoded(self._read(index, name), index, name)
+
+    def _decoded(self, data: bytes, index: int, name: str) -> Rgb:
+        try:
+            return decode_webp(data)
+        except ImageError as error:
+            raise DamagedShardError(f"{self.where(index)}, {name}: {error.reason}; `dtkd verify` lists it") from error
 
     def _read(self, index: int, name: str) -> bytes:
         return self._bytes(index, self._places[index, self._members.index(name)], name)

@@ -32,7 +32,7 @@ def teacher_cache(
     device: options.DeviceOption = "auto",
     config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
-    settings: Annotated[bool, listing("teacher_cache.building.settings:BuildSettings")] = False,
+    settings: Annotated[bool, listing("teacher_cache.building.settings:StageOneSettings")] = False,
 ) -> Result:
     """Stage one: run the teacher over a corpus, once. It stores (LR, GT, teacher) as WebDataset shards.
 
@@ -43,18 +43,50 @@ def teacher_cache(
     """
     from pipeline.system.device import choose
     from teacher_cache import teachers
-    from teacher_cache.building.build import BuildSettings, build
+    from teacher_cache.building.build import build
+    from teacher_cache.building.settings import StageOneSettings
     from teacher_cache.building.survey import survey
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
     given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait}
-    how = config.load(BuildSettings, config_files, overrides or (), given)
-    teachers.check_name(teacher)
+    how = config.load(StageOneSettings, config_files, overrides or (), given)
+    teachers.check_name(teacher, how.teacher)
     surveyed = survey(corpus, cache, how)
     on_progress(surveyed.begin())
-    loaded = teachers.load(teacher, scale=how.degradation.scale, steps=steps, device=choose(device), dtype=dtype)
+    scale = how.degradation.scale
+    loaded = teachers.load(teacher, scale=scale, steps=steps, device=choose(device), dtype=dtype, settings=how.teacher)
     return build(surveyed, loaded, on_progress)
+
+
+def check_teacher(
+    on_progress: OnProgress,
+    corpus: options.CorpusOption,
+    teacher: options.TeacherOption = "embedded",
+    tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
+    micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
+    steps: options.StepsOption = None,
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
+    device: options.DeviceOption = "auto",
+    config_files: options.ConfigFiles = None,
+    overrides: options.Overrides = None,
+) -> Result:
+    """Try a teacher on a few tiles. Sizes, range, colours, whether it repeats itself; exit code 1 if anything is wrong.
+
+    Settings are those of `teacher-cache`; nothing is written.
+
+    dtkd check-teacher sample --teacher sd-x4 --tile 480
+    dtkd check-teacher ~/photos --teacher python:my_teacher.py:make --set teacher.colour=wavelet
+    """
+    from pipeline.system.device import choose
+    from teacher_cache import check, teachers
+    from teacher_cache.building.settings import StageOneSettings
+
+    given = {"tile": tile, "micro_batch": micro_batch}
+    how = config.load(StageOneSettings, config_files, overrides or (), given)
+    chosen, scale = choose(device), how.degradation.scale
+    loaded = teachers.load(teacher, scale=scale, steps=steps, device=chosen, dtype=dtype, settings=how.teacher)
+    return check.check_teacher(corpus, loaded, how, chosen, on_progress)
 
 
 def verify(

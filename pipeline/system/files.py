@@ -14,6 +14,8 @@ from typing import Any
 
 from pipeline.system.errors import DtkdError
 
+MAX_JSON = 2**32
+"""Largest JSON file that is read, in bytes: a manifest of some ten million samples."""
 _CHUNK = 1 << 20  # bytes
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 """What a file system without hard links says, or one that has run out of them."""
@@ -136,13 +138,30 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: it does not exist.
-        DtkdError: it is not JSON.
+        DtkdError: it is not JSON, or larger than MAX_JSON.
     """
     path = Path(path)
+    with open(path, "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_JSON:
+            raise DtkdError(f"{path} is damaged: {size} bytes, at most {MAX_JSON} are read as JSON")
+        return parse_json(file.read(), path)
+
+
+def parse_json(data: bytes, name: object) -> Any:
+    """Parse JSON of anybody's making; `name` says in errors where it stood.
+
+    Raises:
+        DtkdError: it is not JSON, has NaN, a number of thousands of digits, or hundreds of brackets within each other.
+    """
     try:
-        return json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DtkdError(f"{path} is damaged: not JSON ({error})") from error
+        return json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # both kinds of decoding error are ValueErrors
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise DtkdError(f"{name} is damaged: not JSON ({reason})") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def sha256_file(path: str | Path) -> str:

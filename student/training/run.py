@@ -52,7 +52,7 @@ def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch
     state = read_state(latest)
     other_cache = f"the cache {dataset.cache} holds other samples"
     LAYOUT.refuse_another(run, state, settings, dataset.fingerprint(), other_cache)
-    state.settings = config.to_dict(settings)
+    state.settings, state.teacher = config.to_dict(settings), dataset.teacher_origin
     training = new_training(student, settings.train, device)
     restore(latest, training)
     return training, state
@@ -74,7 +74,7 @@ def export(path: Path, ema: SwinIR, state: TrainState) -> None:
     made = {"step": state.step, "validation": state.validation, "precision": state.precision}
     if path.name == BEST and state.best:
         made["best_by"] = state.best.metric
-    save(ema, path, {**made, "settings": state.settings, "cache": state.data})
+    save(ema, path, {**made, "settings": state.settings, "cache": state.data, "teacher": state.teacher})
 
 
 def start_from(student: SwinIR, init: str) -> None:
@@ -104,7 +104,8 @@ def _shipped(preset: str, scale: int) -> Path:
 def _new_state(settings: RunSettings, dataset: CacheDataset) -> TrainState:
     pairs = calibration_pairs(dataset, settings.train.patch, settings.train.seed)
     weights = scale_weights(settings.loss, measure(pairs, settings.loss.levels, settings.loss.wavelet))
-    return TrainState(settings=config.to_dict(settings), data=dataset.fingerprint(), weights=weights)
+    how, data = config.to_dict(settings), dataset.fingerprint()
+    return TrainState(settings=how, data=data, weights=weights, teacher=dataset.teacher_origin)
 
 
 def calibration_pairs(dataset: CacheDataset, patch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

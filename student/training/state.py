@@ -41,6 +41,8 @@ class TrainState(RunState):
     """The best validation so far, by one of them."""
     recent: dict[str, list[float]] = field(default_factory=lambda: {"l1": [], "fg": []})
     """Losses of the latest steps, oldest first, which `student.training.guard` compares the next ones with."""
+    teacher: dict[str, str] = field(default_factory=dict)
+    """Whose pictures it learns from: name, hash and licence of the weights, where they came from, as far as known."""
 
 
 class Training(NamedTuple):

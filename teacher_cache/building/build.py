@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.corpus import Skipped
 from pipeline.schema import Drift, Sample, ShardRecord
-from pipeline.system.device import processors
+from pipeline.system.device import out_of_memory, processors
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
@@ -284,4 +284,9 @@ def _explained(cache: Path, what: str) -> Iterator[None]:
         raise DtkdError(f"{cache}: {what} could not be written: {reason}; {go_on}") from error
     except (MemoryError, DeviceError) as error:
         reason = str(error) or "out of memory"
-        raise DtkdError(f"{cache}: {what} stopped: {reason}; {go_on} (elsewhere, or with a smaller tile)") from error
+        smaller = (
+            "where there is more memory; here, begin a new cache with a smaller --micro-batch (at 1: a smaller "
+            "--tile), which cannot change in this one because the batch's shape is part of the bytes"
+        )
+        advice = f", {smaller}" if out_of_memory(error.__cause__ or error) else ", perhaps elsewhere"
+        raise DtkdError(f"{cache}: {what} stopped: {reason}; {go_on}{advice}") from error

@@ -77,6 +77,7 @@ def merge(plan: Plan, records: tuple[ShardRecord, ...]) -> Manifest:
         teacher_images=sum(record.teacher_images for record in records),
         drift=_drift(ok),
         shards=records,
+        about=plan.about,
     )
 
 

@@ -20,6 +20,7 @@ from pipeline.schema import (
     Split,
     canonical_json,
     check_schema,
+    check_shard_name,
     digest,
     outputs_of,
     shard_name,
@@ -67,6 +68,7 @@ class Plan:
     sources: tuple[tuple[str, int, int, str], ...]  # id, width, height, identity of the files
     skipped: tuple[Skipped, ...]
     shards: tuple[PlannedShard, ...]
+    about: Json = dataclasses.field(default_factory=dict)  # of the teacher's weights: licence, repository, revision
 
     @property
     def planned(self) -> int:
@@ -111,7 +113,8 @@ class Plan:
     def from_json(cls, data: Any) -> "Plan":
         """Inverse of `to_json`, of this schema; raises `DtkdError` for a damaged plan."""
         try:
-            fields = {item.name: data[item.name] for item in dataclasses.fields(cls)}
+            fields = {item.name: data[item.name] for item in dataclasses.fields(cls) if item.name != "about"}
+            about = {str(name): str(value) for name, value in dict(data.get("about", {})).items()}
             sources = tuple((str(i), int(w), int(h), str(x)) for i, w, h, x in data["sources"])
             shards = tuple(_shard_from_json(shard, sources) for shard in data["shards"])
             skipped = tuple(Skipped(i, reason) for i, reason in data["skipped"])
@@ -119,7 +122,7 @@ class Plan:
             raise DtkdError(
                 f"plan.json is damaged ({type(error).__name__}: {error}): remove it; {PLAN_AGAIN}"
             ) from error
-        return cls(**fields | {"sources": sources, "skipped": skipped, "shards": shards})
+        return cls(**fields | {"sources": sources, "skipped": skipped, "shards": shards, "about": about})
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def make_plan(layout: Layout, teacher: Teacher, settings: BuildSettings) -> Plan
         sources=layout.identities,
         skipped=tuple(layout.corpus.skipped),
         shards=layout.shards,
+        about=dict(teacher.about),
     )
 
 
@@ -260,6 +264,7 @@ def _box(tile: Tile) -> list[int]:
 
 def _shard_from_json(data: Json, sources: Sequence[tuple[str, int, int, str]]) -> PlannedShard:
     split = data["split"]
+    check_shard_name(str(data["name"]), split)
     samples = tuple(
         PlannedSample(str(key), Tile(sources[number][0], int(x), int(y), int(width), int(height), split))
         for key, number, x, y, width, height in data["samples"]

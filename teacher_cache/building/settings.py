@@ -8,6 +8,7 @@ from pipeline.schema import TEACHERS
 from pipeline.system.errors import UsageError
 from teacher_cache.building.crops import MOST_CONTEXT
 from teacher_cache.building.lease import TTL
+from teacher_cache.teachers.settings import TeacherSettings
 
 MOST_THREADS = 8
 """Threads by default, at most: beside one teacher, more only decode photos too early."""
@@ -70,3 +71,11 @@ class BuildSettings:
             raise UsageError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
         if self.lease_seconds <= 0:
             raise UsageError(f"lease_seconds must be above 0, got {self.lease_seconds}")
+
+
+@dataclass(frozen=True)
+class StageOneSettings(BuildSettings):
+    """Those, and what is asked of a teacher that is loaded by name (`teacher_cache.teachers.load`)."""
+
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    """Of the teacher; what differs from its default joins the fingerprint."""

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import images
+from pipeline import config, images
 from pipeline.images import Rgb
 from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
-from pipeline.shards import read_member, shard_path
+from pipeline.shards import DamagedShardError, check_size, read_member, shard_path
 from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import ensure_dir, read_json, sha256_file
+from pipeline.system.files import ensure_dir, parse_json, read_json, sha256_file
 from pipeline.system.progress import OnProgress, ProgressEvent
 from pipeline.system.results import plain
 from pipeline.system.words import plural
@@ -32,19 +32,24 @@ from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
 from teacher_cache.building.samples import Request, place_of, restore
-from teacher_cache.building.writer import SUFFIX, read_record, reopen
+from teacher_cache.building.writer import SUFFIX, read_record_alone, reopen
 from teacher_cache.teachers import load
 from teacher_cache.teachers.catalogue import PYTHON
+from teacher_cache.teachers.settings import TeacherSettings
 
 TOLERANCE = 1
 """Largest difference in 8-bit levels that a recomputed sample may show: another machine rounds floats differently."""
+
+
+FOREIGN = "foreign file"
+"""`Damage.shard` of what the cache's plan knows nothing of."""
 
 
 @dataclass(frozen=True)
 class Damage:
     """One thing that is wrong."""
 
-    shard: str  # name, or "manifest"
+    shard: str  # name, or "manifest", or FOREIGN
     reason: str
     key: str | None = None  # of the sample, where it is one sample's
 
@@ -84,7 +89,9 @@ class VerifyResult:
                 return "set back the manifest: run the same `dtkd teacher-cache` again to write it anew"
             return f"set back {back}: run the same `dtkd teacher-cache` again to make them anew"
         if self.damage:
-            names = _list(sorted({item.shard for item in self.damage}))
+            names = _list(sorted({item.shard for item in self.damage} - {FOREIGN}))
+            if not names:
+                return "foreign files: move them out of the cache, what it holds itself is sound"
             return f"damaged: {names}; `dtkd verify {self.cache} --repair`, then the same `dtkd teacher-cache` again"
         if not self.ok:
             return "the teacher makes other pictures than the cached ones: other hardware, drivers or library versions?"
@@ -150,6 +157,7 @@ def verify_cache(
             on_progress(ProgressEvent(number + 1, len(plan.shards), "shards", f"{len(damage)} damaged" * bool(damage)))
     if not damage:
         damage += _check_manifest(cache, merge(plan, tuple(records)))
+    damage += _foreign(cache, plan)
     recomputed = tuple(_recompute(cache, plan, records, damage, recompute, teacher)) if teacher and recompute else ()
     repaired = tuple(_repair(cache, plan, damaged, damage)) if repair and damage else ()
     errors = sum(len(record.errors) for record in records)
@@ -175,8 +183,11 @@ def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto
         )
     made = plan.fingerprint["teacher"]
     steps, dtype = made.get("steps"), made.get("dtype")
+    asked = {item.name: made[item.name] for item in dataclasses.fields(TeacherSettings) if item.name in made}
+    settings = config.from_dict(TeacherSettings, asked, f"{cache}: plan.json")
     try:
-        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype)
+        return load(name or plan.teacher, scale=plan.scale, steps=steps, device=choose(device), dtype=dtype,
+                    settings=settings)  # fmt: skip
     except DtkdError as error:
         if name is not None:
             raise
@@ -201,15 +212,21 @@ def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
 def _check_shard(cache: Path, plan: Plan, shard: PlannedShard) -> tuple[ShardRecord | None, list[Damage]]:
     """The record, where it is sound, and all that is wrong with the shard."""
     try:
-        record = read_record(cache, shard, plan.fingerprint_digest)
+        record = read_record_alone(cache, shard, plan.fingerprint_digest)
     except DtkdError as error:
         return None, [Damage(shard.name, str(error))]
     if record is None:
         return None, [Damage(shard.name, "not done; run the same `dtkd teacher-cache` again")]
     path = shard_path(cache, shard.name)
+    if not path.is_file():
+        return None, [Damage(shard.name, f"{path} is missing")]
     found = []
-    if (sha256 := sha256_file(path)) != record.sha256:
-        found.append(Damage(shard.name, f"SHA-256 is {sha256[:12]}..., expected {record.sha256[:12]}..."))
+    try:
+        check_size(cache, shard.name, record.bytes)
+        if (sha256 := sha256_file(path)) != record.sha256:
+            found.append(Damage(shard.name, f"SHA-256 is {sha256[:12]}..., expected {record.sha256[:12]}..."))
+    except DamagedShardError as error:
+        found.append(Damage(shard.name, str(error)))
     found += _check_layout(path, record)
     for planned, sample in zip(shard.samples, record.samples, strict=True):
         if sample.status == "ok":
@@ -227,11 +244,22 @@ def _check_layout(path: Path, record: ShardRecord) -> Iterator[Damage]:
     try:
         with tarfile.open(path, "r:") as tar:
             seen = [(item.offset_data, item.size, item.name) for item in tar]
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         yield Damage(record.name, f"no readable tar: {error}")
         return
-    if seen != expected:
-        yield Damage(record.name, f"holds {len(seen)} members, expected {len(expected)} in their recorded places")
+    if odd := sorted({*seen} ^ {*expected}):
+        first = odd[0][2].partition(".")[0]
+        key = next((sample.key for sample in record.samples if sample.key == first), None)
+        count = f"holds {len(seen)} members, expected {len(expected)} in their recorded places"
+        yield Damage(record.name, f"{count}; the first that differs is {odd[0][2]!r:.80} at {odd[0][0]}", key)
+
+
+def _foreign(cache: Path, plan: Plan) -> Iterator[Damage]:
+    """Shards and records that no plan names: readers that take every tar of a folder would take them."""
+    names = {shard.name for shard in plan.shards}
+    for path in sorted([*cache.glob("*.tar"), *(cache / "done").glob("*.json")]):
+        if path.stem not in names and not path.name.startswith("."):
+            yield Damage(FOREIGN, f"{path.relative_to(cache)} is not in plan.json: move it out of the cache")
 
 
 def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample) -> None:
@@ -248,7 +276,7 @@ def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample
         raise DtkdError(f"the pictures have shapes {shapes}, expected {expected}")
     if plan.context and not np.array_equal(crops.inside(pictures[AROUND], plan.context), pictures["lr"]):
         raise DtkdError("lr is not the inside of around")
-    description = json.loads(read_member(path, sample.members["json"]))
+    description = parse_json(read_member(path, sample.members["json"]), "the json member")
     wanted = dataclasses.asdict(tile) | {"key": planned.key, "seed": plan.seed, "drift": sample.drift}
     description = description if isinstance(description, dict) else {}
     wrong = [name for name, value in wanted.items() if description.get(name) != value]
@@ -305,7 +333,7 @@ def _repair(cache: Path, plan: Plan, names: set[str], damage: Sequence[Damage]) 
     bad = {item.key for item in damage if item.key}
     for name in FOLDERS:  # copying a cache may leave empty folders out
         ensure_dir(cache / name)
-    if not names:  # only the manifest
+    if any(item.shard == "manifest" for item in damage):
         (cache / "manifest.json").unlink(missing_ok=True)
         yield "manifest"
     for shard in plan.shards:

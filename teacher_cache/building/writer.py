@@ -158,6 +158,14 @@ def read_record(cache: Path, shard: PlannedShard, fingerprint: str) -> ShardReco
     Raises:
         DtkdError: the record is damaged or of another plan, or its tar is missing or has another size.
     """
+    record = read_record_alone(cache, shard, fingerprint)
+    if record is not None:
+        check_size(cache, shard.name, record.bytes)
+    return record
+
+
+def read_record_alone(cache: Path, shard: PlannedShard, fingerprint: str) -> ShardRecord | None:
+    """`read_record` without a look at the tar."""
     path = done_path(cache, shard.name)
     try:
         record = ShardRecord.from_json(read_json(path))
@@ -166,7 +174,6 @@ def read_record(cache: Path, shard: PlannedShard, fingerprint: str) -> ShardReco
     keys = [sample.key for sample in record.samples]
     if (record.name, record.fingerprint) != (shard.name, fingerprint) or keys != [s.key for s in shard.samples]:
         raise DtkdError(f"{path} is of another plan; run `dtkd verify {cache} --repair`, then stage one again")
-    check_size(cache, shard.name, record.bytes)
     return record
 
 

@@ -5,13 +5,16 @@ B batch, h w height and width of the LR image, s scale.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
+from yaml import YAMLError
 
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.teacher import Teacher
@@ -27,13 +30,21 @@ class DiffusersTeacher(Teacher):
     """A diffusers pipeline: pads to the pipeline's size multiple, seeds one CPU generator an image."""
 
     def __init__(
-        self, name: str, pipe: Any, call: Call, *, scale: int, steps: int, multiple: int, description: dict[str, Any]
+        self,
+        name: str,
+        loaded: "Loaded",
+        call: Call,
+        *,
+        scale: int,
+        steps: int,
+        multiple: int,
+        description: dict[str, Any],
     ) -> None:
         """Take a loaded pipeline.
 
         Args:
             name: as given to `load`.
-            pipe: the pipeline.
+            loaded: the pipeline, and what is known of its weights.
             call: how to run it.
             scale: what it makes.
             steps: network evaluations an image.
@@ -43,6 +54,7 @@ class DiffusersTeacher(Teacher):
         Raises:
             UsageError: more steps than the scheduler has noise levels.
         """
+        pipe, self.about = loaded
         levels = pipe.scheduler.config["num_train_timesteps"]
         if steps > levels:
             raise UsageError(f"the teacher {name} knows {levels} noise levels: steps must be 1..{levels}, got {steps}")
@@ -76,31 +88,73 @@ class DiffusersTeacher(Teacher):
         }
 
 
-def from_pretrained(cls: Any, where: str, dtype: Dtype, device: str) -> Any:
+class Loaded(NamedTuple):
+    """A diffusers pipeline, and what is known of it."""
+
+    pipe: Any
+    about: Mapping[str, str]
+    """See `Teacher.about`."""
+
+
+def from_pretrained(cls: Any, where: str, dtype: Dtype, device: str, revision: str | None = None) -> Loaded:
     """Load a pipeline of the class `cls` from a repository's id or a folder, onto the device; safetensors only.
+
+    Args:
+        cls: a diffusers pipeline.
+        where: id or folder.
+        dtype: of the weights.
+        device: torch device.
+        revision: branch, tag or commit of the repository; None takes the newest commit of its main branch.
 
     Raises:
         DtkdError: nothing usable there, or a package is missing.
-        UsageError: fp16 on a CPU.
+        UsageError: fp16 on a CPU, or a revision of a folder.
     """
+    if revision and Path(where).is_dir():
+        raise UsageError(f"{where} is a folder, which has no revision {revision}: leave out teacher.revision")
     if device.startswith("cpu") and dtype == "fp16":
         raise UsageError("fp16 weights do not run on a CPU: take fp32 or bf16")
     from diffusers.utils import logging
 
     logging.disable_progress_bar()  # of the loading; the stage shows its own
+    safely = {"use_safetensors": True, "trust_remote_code": False}
     try:
-        pipe = cls.from_pretrained(where, dtype=_DTYPES[dtype], use_safetensors=True, trust_remote_code=False)
+        folder = where if Path(where).is_dir() else cls.download(where, revision=revision, **safely)
+        pipe = cls.from_pretrained(folder, dtype=_DTYPES[dtype], **safely)
     except ImportError as error:  # diffusers' own message is a page long
         raise DtkdError(f"{cls.__name__} needs transformers: pip install 'dtkd[sd]'") from error
     except (OSError, ValueError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DtkdError(f"cannot load a {cls.__name__} from {where}: {reason}") from error
-    return pipe.to(device)
+    return Loaded(pipe.to(device), _about(where, Path(folder)))
 
 
 def repository(where: str) -> dict[str, str]:
     """The repository's id for a description; a local folder's path says nothing about what is in it, its weights do."""
     return {} if Path(where).is_dir() else {"repository": where}
+
+
+def _about(where: str, folder: Path) -> dict[str, str]:
+    """Repository and commit of a folder that was fetched, and the licence that its model card names."""
+    about = {} if Path(where).is_dir() else {"repository": where, "revision": folder.name}
+    card = _card(where, folder)
+    try:
+        told = metadata_load(card) if card else None
+    except (OSError, ValueError, YAMLError):
+        told = None
+    licence = told.get("license") if told else None
+    return about | ({"licence": licence} if isinstance(licence, str) else {})
+
+
+def _card(where: str, folder: Path) -> Path | None:
+    """The model card; of a repository it does not come with the weights, and is looked for at the same commit."""
+    card = folder / "README.md"
+    if not card.is_file() and not Path(where).is_dir():
+        try:
+            return Path(hf_hub_download(where, card.name, revision=folder.name))
+        except (OSError, ValueError, HfHubHTTPError):  # offline and never seen, or a repository without one
+            return None
+    return card if card.is_file() else None
 
 
 def folder_name(folder: str | Path) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import read_json
-from teacher_cache.teachers.diffusers_teacher import DiffusersTeacher, Dtype, folder_name, from_pretrained
+from teacher_cache.teachers.diffusers_teacher import DiffusersTeacher, Dtype, Loaded, folder_name, from_pretrained
 
 if TYPE_CHECKING:
     from teacher_cache.teachers.haar_diffusion import HaarDiffusionPipeline
@@ -41,10 +41,11 @@ def load_embedded(name: str, steps: int | None, device: str, dtype: Dtype | None
     if dtype == "fp16":
         raise UsageError(f"the teacher {name} runs in fp32 or bf16: take another --dtype")
     home = find_home(name)
-    pipe = load_haar(name, dtype or "fp32", device)
+    loaded = _loaded(name, dtype or "fp32", device)
+    pipe = loaded.pipe
     teacher = EmbeddedTeacher(
         name,
-        pipe,
+        loaded,
         _call,
         scale=pipe.scale,
         steps=steps or pipe.config["steps"],
@@ -66,9 +67,7 @@ def load_haar(name: str, dtype: Dtype = "fp32", device: str = "cpu") -> "HaarDif
     Raises:
         UsageError: there is none.
     """
-    from teacher_cache.teachers.haar_diffusion import HaarDiffusionPipeline
-
-    return from_pretrained(HaarDiffusionPipeline, str(find_home(name)), dtype, device)
+    return _loaded(name, dtype, device).pipe
 
 
 def find_home(name: str) -> Path:
@@ -85,6 +84,12 @@ def find_home(name: str) -> Path:
             "python:FILE_OR_MODULE:FACTORY, or a folder written by dtkd train-teacher"
         )
     return home
+
+
+def _loaded(name: str, dtype: Dtype, device: str) -> Loaded:
+    from teacher_cache.teachers.haar_diffusion import HaarDiffusionPipeline
+
+    return from_pretrained(HaarDiffusionPipeline, str(find_home(name)), dtype, device)
 
 
 def _training_photos(home: Path) -> frozenset[str]:

@@ -54,6 +54,7 @@ class PluggedTeacher(Teacher):
             self._refuse(factory_name, f"has steps {self.steps}, asked for {steps}: take steps over, or refuse them")
         assert module.__file__ is not None
         self._code, self._dtype = sha256_file(module.__file__), dtype
+        self.about = {str(name): str(value) for name, value in getattr(self._made, "about", {}).items()}
         self.fingerprint()
 
     def restore(self, lr: Tensor, seeds: Sequence[int]) -> Tensor:

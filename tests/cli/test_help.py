@@ -10,12 +10,12 @@ from cli_support import dtkd
 
 from pipeline import config
 from student.training.settings import RunSettings
-from teacher_cache.building.plan import BuildSettings
+from teacher_cache.building.settings import BuildSettings, StageOneSettings
 from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
     "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "audit", "ablate", "mix",
-    "upscale", "export", "bench",
+    "upscale", "export", "bench", "check-teacher",
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_the_version_needs_no_command():
 
 @pytest.mark.parametrize(
     ("command", "settings"),
-    [("teacher-cache", BuildSettings), ("train-teacher", TeacherRunSettings), ("train-student", RunSettings)],
+    [("teacher-cache", StageOneSettings), ("train-teacher", TeacherRunSettings), ("train-student", RunSettings)],
 )
 def test_listed_settings_are_a_file_with_the_defaults(command, settings, tmp_path):
     out, err = dtkd(command, "--settings")

@@ -64,12 +64,11 @@ def test_unusable_files_are_listed(tmp_path):
 
 def test_links_are_followed_once(tmp_path):
     put(tmp_path / "corpus" / "a" / "x.png")
-    put(tmp_path / "elsewhere" / "y.png", level=9)
+    put(tmp_path / "corpus" / "b" / "y.png", level=9)
     root = tmp_path / "corpus"
     (root / "a" / "loop").symlink_to(root)
     (root / "self").symlink_to("self")
-    (root / "b").symlink_to(tmp_path / "elsewhere")
-    (root / "c").symlink_to(tmp_path / "elsewhere")
+    (root / "c").symlink_to(root / "b")
     (root / "z.png").symlink_to(root / "a" / "x.png")
     os.link(root / "a" / "x.png", root / "hard.png")
     corpus = scan(root)
@@ -79,6 +78,38 @@ def test_links_are_followed_once(tmp_path):
         "hard.png": "the same file as a/x.png",
         "z.png": "the same file as a/x.png",
     }
+
+
+def test_links_do_not_leave_the_corpus(tmp_path):
+    """Who fills a corpus must not reach what else its user can read; the corpus itself may be a link."""
+    for name in ("private/key.png", "corpus-of-another/x.png", "corpus/HR/a.png", "corpus/LR/a.png"):
+        put(tmp_path / name, 32 if "LR" not in name else 8, 32 if "LR" not in name else 8)
+    root = tmp_path / "corpus"
+    (root / "HR" / "file.png").symlink_to(tmp_path / "private" / "key.png")
+    (root / "HR" / "relative.png").symlink_to("../../private/key.png")
+    (root / "HR" / "folder").symlink_to(tmp_path / "private")
+    (root / "HR" / "like-named").symlink_to(tmp_path / "corpus-of-another")
+    (root / "HR" / "stepping-stone").symlink_to("folder")
+    (root / "HR" / "inside.png").symlink_to("a.png")
+    (tmp_path / "link").symlink_to(root / "HR")
+    out = "a link that leads out of the corpus: put the photos themselves there"
+    for corpus in (scan(root / "HR"), scan(tmp_path / "link")):
+        assert ids(corpus) == ["a.png"]
+        outside = dict.fromkeys(("file.png", "relative.png", "folder", "like-named", "stepping-stone"), out)
+        assert reasons(corpus) == outside | {"inside.png": "the same file as a.png"}
+    (tmp_path / "pairs").mkdir()
+    for name in ("HR", "LR"):
+        (tmp_path / "pairs" / name).symlink_to(root / name)
+    assert ids(scan(tmp_path / "pairs", paired=True)) == ["a.png"]
+
+
+def test_folders_below_a_hundred_others_are_named(tmp_path):
+    put(tmp_path / "a.png")
+    put(tmp_path.joinpath(*["d"] * 99) / "deep.png", level=1)
+    put(tmp_path.joinpath(*["d"] * 100) / "deeper.png", level=2)
+    corpus = scan(tmp_path)
+    assert ids(corpus) == ["a.png", "/".join(["d"] * 99 + ["deep.png"])]
+    assert reasons(corpus) == {"/".join(["d"] * 100): "below 100 folders"}
 
 
 def test_names_that_are_no_text(tmp_path):

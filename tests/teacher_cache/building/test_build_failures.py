@@ -181,6 +181,8 @@ def test_device_trouble_stops_the_shard_and_is_no_sample_error(corpus, cache, tm
     with pytest.raises(DtkdError, match=r"stopped: .*run the same command again") as caught:
         build_cache(str(corpus), tmp_path, Failing(), settings())
     assert "\n" not in str(caught.value)
+    memory = "illegal" not in str(trouble)
+    assert ("a new cache with a smaller --micro-batch" in str(caught.value)) == memory, "its shape is part of the bytes"
     assert len(tars(tmp_path)) == 1
     assert not list((tmp_path / "leases").glob("*.json"))
     teacher = NoisyBicubic()
