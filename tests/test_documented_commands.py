@@ -33,7 +33,7 @@ NOT_TYPED = {
 PLACEHOLDERS = {"S": "0.4"}
 """What a document calls a number that the reader chooses."""
 STAND_INS = {
-    "teacher_cache.teachers.check_name": lambda name: None,  # the documents' folders are not there
+    "teacher_cache.teachers.check_name": lambda *_: None,  # the documents' folders are not there
     "teacher_cache.teachers.load_each": lambda *given: {},
     "pipeline.system.device.choose": lambda name="auto": name,  # nor may their GPUs be
 }
