@@ -57,7 +57,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         "teacher_cache.building.verify.load_teacher", "student.upscaling.upscale.upscale", "student.export.export",
         "student.study.audit_files.audit_cache", "student.study.ablate.announced", "student.study.mix.mix_files",
         "student.benchmarks.inference.bench_student", "student.networks.load_network",
-        "teacher_cache.benchmarks.scale.bench_plan",
+        "teacher_cache.benchmarks.scale.bench_plan", "teacher_cache.benchmarks.teacher.temporary_cache",
     )  # fmt: skip
     for place in places:  # all before the first is replaced: who imports it later would keep the replacement
         importlib.import_module(place.rpartition(".")[0])
