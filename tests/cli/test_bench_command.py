@@ -10,9 +10,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import cli
+from pipeline.system.errors import DtkdError
 from student.benchmarks import contenders
 from student.benchmarks import inference as bench
 from student.benchmarks.contenders import AbsentError
+from student.dataset import open_cache
 from teacher_cache.benchmarks.teacher import Part, bench_lines, start_and_step
 
 ROOT = Path(cli.__file__).parent
@@ -98,6 +100,23 @@ def test_where_the_teachers_time_goes():
 )
 def test_no_part_of_the_teacher_takes_less_than_nothing(one, many, expected):
     assert start_and_step(one, many, steps=2) == expected
+
+
+def test_a_training_is_measured_on_a_cache_of_the_photos(monkeypatch):
+    """A real one, which the command makes and removes."""
+    seen = []
+
+    def look(preset, device, threads, rounds, *, cache, steps):
+        dataset = open_cache(cache)
+        same = [(item.gt == item.teacher).all() for item in map(dataset.__getitem__, range(3))]
+        seen.append((preset, steps, len(dataset) > 10, all(same), cache))
+        raise DtkdError("seen")
+
+    monkeypatch.setattr("student.benchmarks.training.bench_train", look)
+    done = run("train", "--preset", "tiny", "--train-steps", "50")
+    assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "dtkd: seen")
+    assert [found[:4] for found in seen] == [("tiny", 50, True, True)]
+    assert not seen[0][4].exists()
 
 
 def test_a_table_of_parts():
