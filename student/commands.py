@@ -18,6 +18,7 @@ def train_student(
     on_progress: OnProgress,
     cache: options.CacheOption,
     run: Annotated[Path, argument("RUN", "Folder of the run; the same command goes on.")],
+    val: Annotated[str | None, option("Validate on this, as evaluate --data.  [default: held-out samples]")] = None,
     config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
     resume: options.ResumeOption = True,
@@ -30,7 +31,7 @@ def train_student(
     """
     from student.training.loop import RunSettings, train
 
-    run_settings = config.load(RunSettings, config_files, overrides or ())
+    run_settings = config.load(RunSettings, config_files, overrides or (), {"data.val": val})
     return train(cache, run, run_settings, "auto" if resume else "fresh", on_progress)
 
 

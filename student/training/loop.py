@@ -27,11 +27,12 @@ from student.loss import distillation_loss
 from student.schedule import distill_weight, grid_shift
 from student.stream import Batch, CacheDataset, batches, open_cache, refuse_misfits
 from student.training import guard
+from student.training.held_out import HeldOut, open_held_out
 from student.training.result import TrainResult, figure_text, result_of
 from student.training.run import LAYOUT, begin, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
-from student.training.validation import load_measures, validate
+from student.training.validation import measures_for, validate
 
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
 
@@ -59,8 +60,10 @@ def train(
     """
     cache, run = Path(cache), Path(run)
     accelerator = processes.launch(settings.train.device)
-    dataset, held_out = open_cache(cache, "train"), open_cache(cache, "val")
+    dataset, held_out = open_cache(cache, "train"), open_held_out(open_cache(cache, "val"), settings.data.val)
     refuse_misfits(dataset, settings.data, settings.train.batch_size, settings.train.patch, accelerator.num_processes)
+    if len(held_out):
+        measures_for(held_out, settings.train, accelerator.device.type)  # what is missing is told now
 
     def start() -> tuple[Training, TrainState]:
         return begin(run, settings, dataset, accelerator.device)
@@ -71,8 +74,6 @@ def train(
             if accelerator.is_main_process:
                 LAYOUT.save_config(run, settings)
             state.settle_precision(settings.train.precision, accelerator.device)
-            if len(held_out):
-                load_measures(settings.train.val_metrics, accelerator.device.type)  # what is missing is told now
             stream = _stream(dataset, settings, state.step, accelerator)
             _loop(run, settings, training, state, stream, held_out, accelerator, on_progress)
         return result_of(run, state, settings.train.steps, reused=finished_before)
@@ -84,7 +85,7 @@ def _loop(
     training: Training,
     state: TrainState,
     stream: Iterator[Batch],
-    held_out: CacheDataset,
+    held_out: HeldOut,
     accelerator: Accelerator,
     on_progress: OnProgress | None,
 ) -> None:

@@ -12,7 +12,7 @@ from student.model import ModelSettings
 from student.stream import DataSettings
 
 FREE_KEYS = (
-    "data.workers", "data.stall_seconds", "train.best_by", "train.device", "train.keep", "train.log_every",
+    "data.workers", "data.stall_seconds", "data.val", "train.best_by", "train.device", "train.keep", "train.log_every",
     "train.save_every", "train.spike", "train.val_every", "train.val_metrics",
 )  # fmt: skip
 """Settings that may change when a run goes on, because its weights do not depend on them."""
@@ -56,7 +56,7 @@ class TrainSettings:
     log_every: int = 50
     """Steps between lines of the log."""
     val_every: int = 1000
-    """Steps between validations on the held-out samples of the cache."""
+    """Steps between validations, on the held-out samples of the cache or on data.val."""
     val_metrics: tuple[str, ...] = ("psnr_y", "dss")
     """What validation measures: names of `dtkd evaluate --metrics`."""
     best_by: str = "dss"
