@@ -32,6 +32,7 @@ from student.training.result import TrainResult, figure_text, result_of
 from student.training.run import LAYOUT, begin, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
+from student.training.strips import draw_samples
 from student.training.validation import measures_for, validate
 
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
@@ -119,6 +120,7 @@ def _loop(
                 log.write(state.step, {**state.take_means(), "lambda": lam, "lr": rate, **meter.take()})
             if state.step % t.val_every == 0 or last:
                 validate(run, ema, held_out, state, t, log, accelerator)
+                draw_samples(run, ema, held_out, t.sample_strips, state, log, accelerator)
             if state.step % t.save_every == 0 or last or seen.stop:
                 _save(run, training, state, t.keep, accelerator)
             if on_progress and accelerator.is_main_process:

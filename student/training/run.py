@@ -3,6 +3,7 @@
 RUN/student.safetensors    averaged weights at the last save
 RUN/best.safetensors       averaged weights at the best validation by train.best_by (`student.training.validation`)
 RUN/checkpoints/           the newest ones (`student.training.state`)
+RUN/samples/               what the averaged weights make of held-out pictures (`student.training.strips`)
 RUN/nonfinite/             steps that were not finite (`student.training.guard`)
 """
 
@@ -28,7 +29,9 @@ from student.training.state import KIND, Training, TrainState, new_training, rea
 
 CALIBRATION_SAMPLES = 64  # of the cache, on which the group weights are scaled
 STUDENT, BEST = "student.safetensors", "best.safetensors"
-LAYOUT = RunLayout(KIND, RunSettings, products=(STUDENT, BEST, "nonfinite/step-*"), free_keys=FREE_KEYS)
+LAYOUT = RunLayout(
+    KIND, RunSettings, products=(STUDENT, BEST, "nonfinite/step-*", "samples/step-*"), free_keys=FREE_KEYS
+)
 
 
 def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch.device) -> tuple[Training, TrainState]:
