@@ -38,13 +38,8 @@ def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch
     """What a run starts from: its newest checkpoint, else new tensors and step 0.
 
     Raises:
-        DtkdError: the cache has another scale, or the folder holds a run with other settings or of another cache.
+        DtkdError: the folder holds a run with other settings or of another cache.
     """
-    if settings.model.scale != dataset.scale:
-        raise DtkdError(
-            f"model.scale is {settings.model.scale}, but {dataset.cache} holds x{dataset.scale} pairs: "
-            f"set model.scale={dataset.scale}, or make a cache with --scale {settings.model.scale}"
-        )
     latest = checkpoint.newest(run)
     torch.manual_seed(settings.train.seed)
     student = settings.model.build()
@@ -59,6 +54,19 @@ def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch
     training = new_training(student, settings.train, device)
     restore(latest, training)
     return training, state
+
+
+def refuse_other_scale(settings: RunSettings, dataset: CacheDataset) -> None:
+    """Make sure that network and cache go together.
+
+    Raises:
+        DtkdError: the cache has another scale.
+    """
+    if settings.model.scale != dataset.scale:
+        raise DtkdError(
+            f"model.scale is {settings.model.scale}, but {dataset.cache} holds x{dataset.scale} pairs: "
+            f"set model.scale={dataset.scale}, or make a cache with --scale {settings.model.scale}"
+        )
 
 
 def save_run(run: Path, training: Training, state: TrainState, keep: int) -> None:

@@ -94,9 +94,9 @@ def _row(example: Example, scale: int, ema: SwinIR, state: TrainState, accelerat
     aim = gt if teacher is None else teacher
     if aim is not None and bands.can_be_mapped(sr):
         mosaic, means = bands.band_errors(sr, bands.transform(aim))
-        figures = " ".join(f"{group} {mean:.2f}" for group, mean in means.items())
+        figures = " ".join(f"{group} {mean:.1f}" for group, mean in means.items())
         error = bands.grey(mosaic, WHITE)[..., None].repeat(3, 2)
-        cells.append(_Cell(f"to {'GT' if teacher is None else 'teacher'}: {figures}", error))
+        cells.append(_Cell(f"error to {'GT' if teacher is None else 'teacher'}: {figures}", error))
     return cells
 
 
