@@ -53,6 +53,22 @@ def report(
     return write_report(cache, dtkd, out, gt_only=gt_only, device=device, overwrite=overwrite, on_progress=on_progress)
 
 
+def plot(
+    on_progress: OnProgress,
+    runs: Annotated[list[Path], argument("RUN...", "Folders of training runs, of students or teachers.")],
+    out: Annotated[Path, argument("OUT", "HTML, PNG or SVG file to write.")],
+    overwrite: options.OverwriteOption = False,
+) -> Result:
+    """Compare training runs: losses, validations, schedules and pace over the steps, and the settings that differ.
+
+    dtkd plot runs/student runs/gt-only runs/curves.html
+    dtkd plot runs/ablation/default-seed* curves.png
+    """
+    from student.report.comparison import compare
+
+    return compare(runs, out, overwrite)
+
+
 def ablate(
     on_progress: OnProgress,
     cache: options.CacheOption,

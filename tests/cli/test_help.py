@@ -14,7 +14,7 @@ from teacher_cache.building.plan import BuildSettings
 from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
-    "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "audit", "ablate", "mix",
+    "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "plot", "audit", "ablate", "mix",
     "upscale", "export", "bench",
 )  # fmt: skip
 
