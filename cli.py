@@ -15,7 +15,7 @@ from pipeline.system import options
 from pipeline.system.options import argument, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
-from student.commands import ablate, export, mix, report, train_student, upscale
+from student.commands import ablate, export, mix, plot, report, train_student, upscale
 from teacher_cache.commands import check_teacher, teacher_cache, train_teacher, verify
 
 app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
@@ -135,7 +135,7 @@ def bench(
 
 for _command in (
     *(teacher_cache, check_teacher, verify, train_teacher),
-    *(train_student, evaluate, report, audit, ablate, mix),
+    *(train_student, evaluate, report, plot, audit, ablate, mix),
     *(upscale, export, bench),
 ):
     options.command_of(app)(_command)

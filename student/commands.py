@@ -18,6 +18,7 @@ def train_student(
     on_progress: OnProgress,
     cache: options.CacheOption,
     run: Annotated[Path, argument("RUN", "Folder of the run; the same command goes on.")],
+    val: Annotated[str | None, option("Validate on this, as evaluate --data.  [default: held-out samples]")] = None,
     config_files: options.ConfigFiles = None,
     overrides: options.Overrides = None,
     resume: options.ResumeOption = True,
@@ -30,7 +31,7 @@ def train_student(
     """
     from student.training.loop import RunSettings, train
 
-    run_settings = config.load(RunSettings, config_files, overrides or ())
+    run_settings = config.load(RunSettings, config_files, overrides or (), {"data.val": val})
     return train(cache, run, run_settings, "auto" if resume else "fresh", on_progress)
 
 
@@ -50,6 +51,22 @@ def report(
     from student.report.write import write_report
 
     return write_report(cache, dtkd, out, gt_only=gt_only, device=device, overwrite=overwrite, on_progress=on_progress)
+
+
+def plot(
+    on_progress: OnProgress,
+    runs: Annotated[list[Path], argument("RUN...", "Folders of training runs, of students or teachers.")],
+    out: Annotated[Path, argument("OUT", "HTML, PNG or SVG file to write.")],
+    overwrite: options.OverwriteOption = False,
+) -> Result:
+    """Compare training runs: losses, validations, schedules and pace over the steps, and the settings that differ.
+
+    dtkd plot runs/student runs/gt-only runs/curves.html
+    dtkd plot runs/ablation/default-seed* curves.png
+    """
+    from student.report.comparison import compare
+
+    return compare(runs, out, overwrite)
 
 
 def ablate(

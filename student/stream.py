@@ -42,6 +42,8 @@ class DataSettings:
     """Shards whose samples are shuffled together; the order of the shards is shuffled over the whole cache."""
     samples: int = 0
     """Outputs of each tile that training takes in turn, the first ones that the cache holds; 0: all."""
+    val: str = ""
+    """Folder or cache to validate on, as `dtkd evaluate --data` takes it; empty: the cache's own held-out samples."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""

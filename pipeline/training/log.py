@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pipeline.images import Rgb
 from pipeline.system.files import atomic_write_bytes
 
 CURVES = {
@@ -74,6 +75,11 @@ class RunLog:
         self._lines.flush()
         self._board.add_text("remarks", text, step)
         self._remarks.append(text)
+
+    def picture(self, name: str, image: Rgb, *, step: int) -> None:
+        """Show TensorBoard a picture (H, W, 3)."""
+        if self._board is not None:
+            self._board.add_image(name, image, step, dataformats="HWC")
 
     def take_remarks(self) -> str:
         """Remarks since the last call, for people; empty where there was nothing to say."""

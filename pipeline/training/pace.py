@@ -3,15 +3,19 @@
 Steps alone count, from the wish for a batch to their end: validations and saving are left out.
 """
 
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 from pipeline.system.device import peak_memory
+from pipeline.system.progress import clock_text
+from pipeline.system.words import plural
 
 T = TypeVar("T")
 RECENT = 50  # steps that a remark of the moment looks back on
+FIRST = 10  # steps that a forecast goes by
 NAMES = ("images_per_s", "waiting", "memory_mb")
 """What differs between two runs that are the same otherwise, as `seconds` does."""
 
@@ -29,6 +33,7 @@ class Meter:
         """Nothing is measured yet; `images` are those of a step, over all processes."""
         self._images, self._device, self._clock = images, device, clock
         self._wished = self._got = 0.0
+        self._done = 0
         self._recent: deque[_Step] = deque(maxlen=RECENT)
         self._since_taken: list[_Step] = []
 
@@ -46,6 +51,7 @@ class Meter:
     def step_done(self) -> None:
         """Count the step of the latest batch."""
         step = _Step(self._images, self._got - self._wished, self._clock() - self._wished)
+        self._done += 1
         self._recent.append(step)
         self._since_taken.append(step)
 
@@ -56,6 +62,16 @@ class Meter:
         memory = peak_memory(self._device)
         found = {"images_per_s": round(rate, 2), "waiting": round(waiting, 4)}
         return found if memory is None else {**found, "memory_mb": round(memory / 1e6)}
+
+    def forecast(self, left: int) -> str:
+        """After the first `FIRST` steps, what the ones that are `left` will take, for people; else empty."""
+        if self._done != FIRST or not left:
+            return ""
+        seconds = statistics.median(step.seconds for step in self._recent)  # the first one warms up
+        rest = f"about {clock_text(seconds * left)} for the {plural(left, 'step')} left, validations and saving apart"
+        memory = peak_memory(self._device)
+        peak = "" if memory is None else f"; the steps need {memory / 1e9:.1f} GB of memory at most"
+        return f"{seconds:.3g} s a step: {rest}{peak}"
 
     def note(self) -> str:
         """The latest steps, for people."""

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
+from torch.nn.utils import clip_grad_norm_
 
 from pipeline.system.progress import OnProgress, ProgressEvent
 from pipeline.system.stop import StopSignals
@@ -24,14 +24,18 @@ from pipeline.training.processes import Seen
 from pipeline.training.run_folder import Resume, open_run
 from pipeline.training.schedules import learning_rate, set_learning_rate
 from student.loss import distillation_loss
+from student.model import SwinIR
 from student.schedule import distill_weight, grid_shift
-from student.stream import Batch, CacheDataset, batches, open_cache, refuse_misfits
+from student.stream import Batch, CacheDataset, batches, open_cache
 from student.training import guard
+from student.training.held_out import HeldOut, open_held_out
+from student.training.preflight import preflight
 from student.training.result import TrainResult, figure_text, result_of
 from student.training.run import LAYOUT, begin, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
-from student.training.validation import load_measures, validate
+from student.training.strips import draw_samples
+from student.training.validation import validate
 
 __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
 
@@ -59,8 +63,8 @@ def train(
     """
     cache, run = Path(cache), Path(run)
     accelerator = processes.launch(settings.train.device)
-    dataset, held_out = open_cache(cache, "train"), open_cache(cache, "val")
-    refuse_misfits(dataset, settings.data, settings.train.batch_size, settings.train.patch, accelerator.num_processes)
+    dataset, held_out = open_cache(cache, "train"), open_held_out(open_cache(cache, "val"), settings.data.val)
+    plan = preflight(run, settings, dataset, held_out, resume, accelerator)
 
     def start() -> tuple[Training, TrainState]:
         return begin(run, settings, dataset, accelerator.device)
@@ -71,10 +75,11 @@ def train(
             if accelerator.is_main_process:
                 LAYOUT.save_config(run, settings)
             state.settle_precision(settings.train.precision, accelerator.device)
-            if len(held_out):
-                load_measures(settings.train.val_metrics, accelerator.device.type)  # what is missing is told now
             stream = _stream(dataset, settings, state.step, accelerator)
-            _loop(run, settings, training, state, stream, held_out, accelerator, on_progress)
+            with StopSignals() as signals:
+                if on_progress and accelerator.is_main_process:  # whoever has read it can stop the run
+                    on_progress(ProgressEvent(state.step, settings.train.steps, "steps", summary="\n".join(plan)))
+                _loop(run, settings, training, state, stream, held_out, accelerator, signals, on_progress)
         return result_of(run, state, settings.train.steps, reused=finished_before)
 
 
@@ -84,14 +89,15 @@ def _loop(
     training: Training,
     state: TrainState,
     stream: Iterator[Batch],
-    held_out: CacheDataset,
+    held_out: HeldOut,
     accelerator: Accelerator,
+    signals: StopSignals,
     on_progress: OnProgress | None,
 ) -> None:
     t, (student, ema, optimizer) = settings.train, training
     model = accelerator.prepare_model(student)
     clock, meter = time.monotonic() - state.seconds, Meter(t.batch_size, str(accelerator.device))
-    with RunLog(run, state.step, speaks=accelerator.is_main_process) as log, StopSignals() as signals:
+    with RunLog(run, state.step, speaks=accelerator.is_main_process) as log:
         for batch in meter.timed(stream):
             processes.seed_step(t.seed, state.step, accelerator.process_index)  # of drop path
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
@@ -102,8 +108,7 @@ def _loop(
             shift = grid_shift(state.step, t.seed, settings.loss)
             loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam, shift)
             accelerator.backward(loss.total)
-            norm = torch.nn.utils.clip_grad_norm_(student.parameters(), t.clip or math.inf)
-            losses = {**loss._asdict(), "grad_norm": norm}
+            losses = {**loss._asdict(), "grad_norm": clip_grad_norm_(student.parameters(), t.clip or math.inf)}
             seen = processes.agree(accelerator, losses, signals.requested)
             guard.look(run, state, batch, sr, seen, losses, t.spike, log, accelerator)
             if seen.finite:
@@ -117,7 +122,7 @@ def _loop(
             if state.step % t.log_every == 0 or last:
                 log.write(state.step, {**state.take_means(), "lambda": lam, "lr": rate, **meter.take()})
             if state.step % t.val_every == 0 or last:
-                validate(run, ema, held_out, state, t, log, accelerator)
+                _look(run, ema, held_out, state, t, log, accelerator)
             if state.step % t.save_every == 0 or last or seen.stop:
                 _save(run, training, state, t.keep, accelerator)
             if on_progress and accelerator.is_main_process:
@@ -148,6 +153,20 @@ def _learning_rate(step: int, t: TrainSettings) -> float:
     )
 
 
+def _look(
+    run: Path,
+    ema: SwinIR,
+    held_out: HeldOut,
+    state: TrainState,
+    t: TrainSettings,
+    log: RunLog,
+    accelerator: Accelerator,
+) -> None:
+    """Measure the averaged weights, and draw what they make of a few pictures."""
+    validate(run, ema, held_out, state, t, log, accelerator)
+    draw_samples(run, ema, held_out, t.sample_strips, state, log, accelerator)
+
+
 def _save(run: Path, training: Training, state: TrainState, keep: int, accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         save_run(run, training, state, keep)
@@ -158,4 +177,5 @@ def _event(steps: int, seen: Seen, state: TrainState, lam: float, meter: Meter, 
     parts = [f"loss {seen.values['total']:.4f}", f"lambda {lam:.2f}"]
     parts += [figure_text(name, figure) for name, figure in state.validation.items()]
     parts += [f"{plural(state.skipped, 'step')} skipped"] if state.skipped else []
-    return ProgressEvent(state.step, steps, "steps", ", ".join([*parts, meter.note()]), log.take_remarks())
+    summary = "; ".join(filter(None, (log.take_remarks(), meter.forecast(steps - state.step))))
+    return ProgressEvent(state.step, steps, "steps", ", ".join([*parts, meter.note()]), summary)

@@ -3,6 +3,7 @@
 RUN/student.safetensors    averaged weights at the last save
 RUN/best.safetensors       averaged weights at the best validation by train.best_by (`student.training.validation`)
 RUN/checkpoints/           the newest ones (`student.training.state`)
+RUN/samples/               what the averaged weights make of held-out pictures (`student.training.strips`)
 RUN/nonfinite/             steps that were not finite (`student.training.guard`)
 """
 
@@ -28,20 +29,17 @@ from student.training.state import KIND, Training, TrainState, new_training, rea
 
 CALIBRATION_SAMPLES = 64  # of the cache, on which the group weights are scaled
 STUDENT, BEST = "student.safetensors", "best.safetensors"
-LAYOUT = RunLayout(KIND, RunSettings, products=(STUDENT, BEST, "nonfinite/step-*"), free_keys=FREE_KEYS)
+LAYOUT = RunLayout(
+    KIND, RunSettings, products=(STUDENT, BEST, "nonfinite/step-*", "samples/step-*"), free_keys=FREE_KEYS
+)
 
 
 def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch.device) -> tuple[Training, TrainState]:
     """What a run starts from: its newest checkpoint, else new tensors and step 0.
 
     Raises:
-        DtkdError: the cache has another scale, or the folder holds a run with other settings or of another cache.
+        DtkdError: the folder holds a run with other settings or of another cache.
     """
-    if settings.model.scale != dataset.scale:
-        raise DtkdError(
-            f"model.scale is {settings.model.scale}, but {dataset.cache} holds x{dataset.scale} pairs: "
-            f"set model.scale={dataset.scale}, or make a cache with --scale {settings.model.scale}"
-        )
     latest = checkpoint.newest(run)
     torch.manual_seed(settings.train.seed)
     student = settings.model.build()
@@ -56,6 +54,19 @@ def begin(run: Path, settings: RunSettings, dataset: CacheDataset, device: torch
     training = new_training(student, settings.train, device)
     restore(latest, training)
     return training, state
+
+
+def refuse_other_scale(settings: RunSettings, dataset: CacheDataset) -> None:
+    """Make sure that network and cache go together.
+
+    Raises:
+        DtkdError: the cache has another scale.
+    """
+    if settings.model.scale != dataset.scale:
+        raise DtkdError(
+            f"model.scale is {settings.model.scale}, but {dataset.cache} holds x{dataset.scale} pairs: "
+            f"set model.scale={dataset.scale}, or make a cache with --scale {settings.model.scale}"
+        )
 
 
 def save_run(run: Path, training: Training, state: TrainState, keep: int) -> None:

@@ -12,8 +12,8 @@ from student.model import ModelSettings
 from student.stream import DataSettings
 
 FREE_KEYS = (
-    "data.workers", "data.stall_seconds", "train.best_by", "train.device", "train.keep", "train.log_every",
-    "train.save_every", "train.spike", "train.val_every", "train.val_metrics",
+    "data.workers", "data.stall_seconds", "data.val", "train.best_by", "train.device", "train.keep", "train.log_every",
+    "train.sample_strips", "train.save_every", "train.spike", "train.val_every", "train.val_metrics",
 )  # fmt: skip
 """Settings that may change when a run goes on, because its weights do not depend on them."""
 
@@ -56,11 +56,13 @@ class TrainSettings:
     log_every: int = 50
     """Steps between lines of the log."""
     val_every: int = 1000
-    """Steps between validations on the held-out samples of the cache."""
+    """Steps between validations, on the held-out samples of the cache or on data.val."""
     val_metrics: tuple[str, ...] = ("psnr_y", "dss")
     """What validation measures: names of `dtkd evaluate --metrics`."""
     best_by: str = "dss"
     """Which of val_metrics decides what best.safetensors holds."""
+    sample_strips: int = 4
+    """Held-out pictures that every validation draws into RUN/samples and TensorBoard; 0: none."""
     save_every: int = 1000
     """Steps between checkpoints."""
     spike: float = 5.0
@@ -72,7 +74,9 @@ class TrainSettings:
         """Refuse values that no run can have."""
         at_least_one = ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep")
         config.refuse_below("train", self, 1, *at_least_one)
-        config.refuse_below("train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed", "spike")
+        config.refuse_below(
+            "train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed", "spike", "sample_strips"
+        )
         if self.best_by not in self.val_metrics:
             names = ", ".join(self.val_metrics) or "none"
             raise DtkdError(f"train.best_by must be one of train.val_metrics ({names}), got {self.best_by}")

@@ -27,6 +27,8 @@ class Best:
     metric: str
     figure: float
     step: int
+    data: str = ""
+    """`data.val` that it was measured on."""
 
 
 @dataclass(kw_only=True)
@@ -36,9 +38,11 @@ class TrainState(RunState):
     weights: GroupWeights
     """Group weights as scaled on the cache when the run began."""
     validation: dict[str, float] = field(default_factory=dict)
-    """Latest figures on the held-out samples, by measure."""
+    """Latest figures on the held-out pictures, by measure."""
     best: Best | None = None
     """The best validation so far, by one of them."""
+    told: list[str] = field(default_factory=list)
+    """Remarks on its validations, each of which is made once."""
     recent: dict[str, list[float]] = field(default_factory=lambda: {"l1": [], "fg": []})
     """Losses of the latest steps, oldest first, which `student.training.guard` compares the next ones with."""
     teacher: dict[str, str] = field(default_factory=dict)

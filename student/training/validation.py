@@ -1,4 +1,4 @@
-"""Validation of a run: the averaged weights on the held-out samples, by several measures, one of which keeps the best.
+"""Validation of a run: the averaged weights on held-out pictures, by several measures, one of which keeps the best.
 
 The measures are those of `dtkd evaluate` (`student.evaluation.metrics`), loaded when they are first needed. Figures are
 gathered by sample and averaged in the samples' order, so that they do not depend on the number of processes.
@@ -8,19 +8,22 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from pipeline.images import Rgb, to_image, to_tensor
+from pipeline.shards import DamagedShardError
+from pipeline.system.device import out_of_memory
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.words import plural
 from pipeline.training.log import RunLog
 from pipeline.training.validation import HIGHEST_PSNR
-from student.dataset import CacheDataset
+from student.evaluation.examples import Example
 from student.model import SwinIR
+from student.training.held_out import HeldOut
 from student.training.run import BEST, export
 from student.training.settings import TrainSettings
 from student.training.state import Best, TrainState
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class _Measured(NamedTuple):
-    """A held-out sample."""
+    """A held-out picture."""
 
     number: int
     figures: dict[str, float]
@@ -62,33 +65,50 @@ def load_measures(names: tuple[str, ...], device: str) -> tuple["Metric", ...]:
     return loaded.metrics
 
 
+def measures_for(held_out: HeldOut, t: TrainSettings, device: str) -> tuple["Metric", ...]:
+    """The measures of a run, ready.
+
+    Raises:
+        DtkdError: as `load_measures`, or one needs what the held-out pictures do not have.
+    """
+    loaded = load_measures(t.val_metrics, device)
+    for metric in loaded:
+        if metric.reference and metric.reference not in held_out.has:
+            raise DtkdError(
+                f"train.val_metrics: {metric.name} compares with {metric.reference}, which {held_out.label} does not "
+                "have: take other measures, or other pictures (data.val)"
+            )
+    return loaded
+
+
 @torch.inference_mode()
 def validate(
     run: Path,
     ema: SwinIR,
-    held_out: CacheDataset,
+    held_out: HeldOut,
     state: TrainState,
     t: TrainSettings,
     log: RunLog,
     accelerator: Accelerator,
 ) -> None:
-    """Measure the averaged weights on the held-out samples, in the run's precision, and keep the best ones.
+    """Measure the averaged weights on the held-out pictures, in the run's precision, and keep the best ones.
 
-    Means go to `state.validation` and into the log. A sample that a measure refuses, one that is too small for it for
-    example, is left out of that measure's mean alone; that, and a best that has to follow another measure, is told.
+    Means go to `state.validation` and into the log. A picture that a measure refuses, one that is too small for it for
+    example, is left out of that measure's mean alone, one that cannot be read or restored out of all; that, and a best
+    that has to follow another measure, is told once.
     """
     if not len(held_out):
         return
-    measures = load_measures(t.val_metrics, accelerator.device.type)
+    measures = measures_for(held_out, t, accelerator.device.type)
     share = range(accelerator.process_index, len(held_out), accelerator.num_processes)
-    own = [_measure(index, restore(ema, held_out.images(index)[0], state, accelerator), held_out, measures)
-           for index in share]  # fmt: skip
+    own = [_measure(index, ema, held_out, measures, state, accelerator) for index in share]
     gathered: list[_Measured] = gather_object(own)
     found = sorted(gathered, key=lambda one: one.number)
     state.validation = _means(found, [metric.name for metric in measures])
     log.write(state.step, {f"val_{name}": figure for name, figure in state.validation.items()})
-    _tell_refused(found, state.step, log)
-    _keep_best(run, ema, state, {m.name: m.lower_is_better for m in measures}, t.best_by, log, accelerator)
+    _tell_refused(found, state, log)
+    lower_is_better = {metric.name: metric.lower_is_better for metric in measures}
+    _keep_best(run, ema, state, lower_is_better, t.best_by, held_out.name, log, accelerator)
 
 
 def restore(ema: SwinIR, lr: Rgb, state: TrainState, accelerator: Accelerator) -> Rgb:
@@ -97,13 +117,33 @@ def restore(ema: SwinIR, lr: Rgb, state: TrainState, accelerator: Accelerator) -
         return to_image(ema(to_tensor(lr)[None].to(accelerator.device))[0])
 
 
-def _measure(index: int, sr: Rgb, held_out: CacheDataset, measures: Sequence["Metric"]) -> _Measured:
-    lr, gt, teacher = held_out.images(index)
-    references = {"lr": lr, "gt": gt, "teacher": teacher, None: None}
+def _measure(
+    index: int,
+    ema: SwinIR,
+    held_out: HeldOut,
+    measures: Sequence["Metric"],
+    state: TrainState,
+    accelerator: Accelerator,
+) -> _Measured:
+    try:
+        example = held_out.read(index)
+        sr = restore(ema, example.lr, state, accelerator)
+    except DamagedShardError:
+        raise
+    except (DtkdError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not out_of_memory(error):
+            raise
+        reason = "out of memory: whole pictures are validated" if out_of_memory(error) else str(error)
+        return _Measured(index, {}, {metric.name: reason for metric in measures})
+    return _figures(index, example, sr, held_out.scale, measures)
+
+
+def _figures(index: int, example: Example, sr: Rgb, scale: int, measures: Sequence["Metric"]) -> _Measured:
+    references = {"lr": example.lr, "gt": example.gt, "teacher": example.teacher, None: None}
     found = _Measured(index, {}, {})
     for metric in measures:
         try:
-            figure = metric.measure(sr, references[metric.reference], held_out.scale)
+            figure = metric.measure(sr, references[metric.reference], scale)
         except Exception as error:  # of another library: a picture's size; told, and the others still run
             found.refused[metric.name] = str(error).splitlines()[0] if str(error) else type(error).__name__
             continue
@@ -120,13 +160,18 @@ def _means(found: Sequence[_Measured], names: Sequence[str]) -> dict[str, float]
     return {name: math.fsum(figures) / len(figures) for name, figures in values.items() if figures}
 
 
-def _tell_refused(found: Sequence[_Measured], step: int, log: RunLog) -> None:
+def _tell_refused(found: Sequence[_Measured], state: TrainState, log: RunLog) -> None:
     for name in dict.fromkeys(name for one in found for name in one.refused):
         reasons = [one.refused[name] for one in found if name in one.refused]
         count = f"{len(reasons)} of {plural(len(found), 'held-out sample')}"
-        log.remark(
-            f"validation: {name} leaves out {count}: {reasons[0]}", step=step, metric=name, left_out=len(reasons)
-        )
+        _remark_once(state, log, f"{name} leaves out {count}: {reasons[0]}", metric=name, left_out=len(reasons))
+
+
+def _remark_once(state: TrainState, log: RunLog, text: str, **details: Any) -> None:
+    """What holds for every validation alike is told by the first one, also where the run was interrupted since."""
+    if text not in state.told:
+        state.told.append(text)
+        log.remark(f"validation: {text}", step=state.step, **details)
 
 
 def _keep_best(
@@ -135,6 +180,7 @@ def _keep_best(
     state: TrainState,
     lower_is_better: Mapping[str, bool],
     best_by: str,
+    data: str,
     log: RunLog,
     accelerator: Accelerator,
 ) -> None:
@@ -143,15 +189,15 @@ def _keep_best(
         return
     metric = best_by if best_by in state.validation else next(iter(state.validation))
     if metric != best_by:
-        text = f"validation: {best_by} has no figure, so {BEST} follows {metric}"
-        log.remark(text, step=state.step, best_by=metric)
+        _remark_once(state, log, f"{best_by} has no figure, so {BEST} follows {metric}", best_by=metric)
     before, figure = state.best, state.validation[metric]
-    if before and before.metric != metric:
+    if before and (before.metric, before.data) != (metric, data):
         was = f"{before.metric} {before.figure:.4f} at step {before.step}"
-        text = f"validation: {BEST} follows {metric} from now on; what it held (best {was}) is replaced"
+        where = "" if before.data == data else f" on {data or 'the held-out samples'}"
+        text = f"validation: {BEST} follows {metric}{where} from now on; what it held (best {was}) is replaced"
         log.remark(text, step=state.step, best_by=metric)
     elif before and not (figure < before.figure if lower_is_better[metric] else figure > before.figure):
         return
-    state.best = Best(metric, figure, state.step)
+    state.best = Best(metric, figure, state.step, data)
     if accelerator.is_main_process:
         export(run / BEST, ema, state)

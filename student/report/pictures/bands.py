@@ -48,18 +48,30 @@ def band_maps(pictures: Mapping[str, Rgb], gt: Rgb) -> BandMaps:
         pictures: (H, W, 3) by candidate; rows and columns beyond a multiple of 4 are left out.
         gt: the ground truth, (H, W, 3).
     """
-    truth = _transform(gt)
-    errors = {name: _errors(_transform(picture), truth) for name, picture in pictures.items()}
-    mosaics = {name: _smaller(_mosaic(error)) for name, error in errors.items()}
-    white = max([1.0, *(float(np.percentile(mosaic, 99.5)) for mosaic in mosaics.values())])
-    maps = {}
-    for name, mosaic in mosaics.items():
-        grey = np.sqrt(np.clip(mosaic / white, 0, 1)) * 255  # the root shows weak errors, too
-        low, details = errors[name]
-        means = (low, *(details[level] for level in reversed(range(LEVELS))))
-        figures = {group: float(mean.mean()) for group, mean in zip(GROUPS, means, strict=True)}
-        maps[name] = BandMap(encoding.small_webp(np.rint(grey).astype(np.uint8), quality=80), figures)
+    truth = transform(gt)
+    errors = {name: band_errors(picture, truth) for name, picture in pictures.items()}
+    white = max([1.0, *(float(np.percentile(mosaic, 99.5)) for mosaic, _ in errors.values())])
+    maps = {
+        name: BandMap(encoding.small_webp(grey(mosaic, white), quality=80), means)
+        for name, (mosaic, means) in errors.items()
+    }
     return BandMaps(white, maps)
+
+
+def band_errors(picture: Rgb, truth: Pyramid) -> tuple[Map, dict[str, float]]:
+    """Errors of one picture (H, W, 3) to a transformed one of its size, in levels of 255.
+
+    Returns:
+        all sub-bands side by side, no side above SIDE; and the mean of each group of them.
+    """
+    low, details = errors = _errors(transform(picture), truth)
+    means = (low, *(details[level] for level in reversed(range(LEVELS))))
+    return _smaller(_mosaic(errors)), {group: float(mean.mean()) for group, mean in zip(GROUPS, means, strict=True)}
+
+
+def grey(mosaic: Map, white: float) -> NDArray[np.uint8]:
+    """Errors (H, W) as brightness, `white` and above it being white; the root shows weak errors, too."""
+    return np.rint(np.sqrt(np.clip(mosaic / white, 0, 1)) * 255).astype(np.uint8)
 
 
 def can_be_mapped(picture: Rgb) -> bool:
@@ -67,7 +79,8 @@ def can_be_mapped(picture: Rgb) -> bool:
     return min(picture.shape[:2]) >= 2**LEVELS
 
 
-def _transform(picture: Rgb) -> Pyramid:
+def transform(picture: Rgb) -> Pyramid:
+    """Sub-bands of a picture (H, W, 3) in levels of 255; rows and columns beyond a multiple of 4 are left out."""
     step = 2**LEVELS
     height, width = (side // step * step for side in picture.shape[:2])
     return decompose(to_tensor(picture[:height, :width])[None] * 255, LEVELS)

@@ -34,6 +34,17 @@ def test_waiting_and_working_are_told_apart_and_what_lies_between_steps_is_left_
     assert meter.note().startswith("2.0 images/s, 25% waiting for data")
 
 
+def test_ten_steps_tell_what_the_rest_will_take_once():
+    clock, told = Clock(), {}
+    meter = Meter(8, "cpu", clock)
+    for batch in meter.timed(iter(range(40))):
+        clock.now += 60 if batch == 0 else 2  # the first step warms up
+        meter.step_done()
+        told[batch + 1] = meter.forecast(left=900)
+    assert [step for step, text in told.items() if text] == [10]
+    assert told[10].startswith("2 s a step: about 30:00 min for the 900 steps left, validations and saving apart")
+
+
 def test_the_moment_looks_back_on_the_latest_steps_and_the_log_on_all_since_its_last_line():
     clock = Clock()
     meter = Meter(10, "cpu", clock)

@@ -100,8 +100,8 @@ def test_a_sample_that_is_not_finite_is_named(cache, tmp_path, monkeypatch, pict
         assert len(named) == 2
         assert {name: what for name, what in named.items() if what} == {key: expected}
         assert f"{key} ({' and '.join(expected)} not finite) among 2 samples" in row["remark"]
-        assert told[row["step"] - 1] == row["remark"]
-    assert [text for step, text in enumerate(told, 1) if step not in steps] == [""] * (6 - len(steps))
+        assert told[row["step"]] == row["remark"]
+    assert [text for step, text in enumerate(told) if step and step not in steps] == [""] * (6 - len(steps))
     report = json.loads((tmp_path / f"nonfinite/step-{steps[0]:08d}.json").read_text())
     assert report["losses"][0]["total"] == "nan"
     with safe_open(tmp_path / f"nonfinite/step-{steps[0]:08d}-0.safetensors", "pt") as file:

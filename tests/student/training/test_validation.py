@@ -6,17 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage
 import torch
 from safetensors.torch import load_file
 from tiny_cache import write_cache
 
 from pipeline import config
-from pipeline.images import to_image, to_tensor
+from pipeline.images import save, to_image, to_tensor
 from pipeline.system.errors import DtkdError
+from pipeline.system.files import ensure_dir
 from pipeline.training.checkpoint import newest
 from pipeline.training.log import read_log
 from student import checkpoint
 from student.evaluation import metrics
+from student.evaluation.evaluate import EvaluationSettings, evaluate
 from student.evaluation.libraries import packages
 from student.model.weight_files import read_metadata
 from student.stream import open_cache
@@ -75,7 +78,7 @@ def test_figures_are_those_of_the_evaluation(cache, tmp_path):
     assert result.best == Best("mdsi", lowest["val_mdsi"], lowest["step"])
     found = json.loads(json.dumps(result.to_json()))
     assert found["validation"] == result.validation
-    assert found["best"] == {"metric": "mdsi", "figure": lowest["val_mdsi"], "step": lowest["step"]}
+    assert found["best"] == {"metric": "mdsi", "figure": lowest["val_mdsi"], "step": lowest["step"], "data": ""}
     text = "\n".join(result.lines())
     dss = f"dss {result.validation['dss']:.4f}"
     assert dss in text.splitlines()[0] and dss in told[-1]
@@ -112,16 +115,16 @@ def test_a_measure_that_refuses_the_samples_is_told_and_another_decides(cache, t
     monkeypatch.setattr(packages, "METRICS", {**packages.METRICS, "dss": larger})
     validation.load_measures.cache_clear()
     told = []
-    result = train(cache, tmp_path, settings("train.steps=1"), on_progress=lambda event: told.append(event.summary))
+    result = train(cache, tmp_path, settings("train.steps=3"), on_progress=lambda event: told.append(event.summary))
     validation.load_measures.cache_clear()
     assert list(result.validation) == ["psnr_y"]
-    assert (result.best.metric, result.best.step) == ("psnr_y", 1)
+    assert result.best.metric == "psnr_y"
     assert (tmp_path / BEST).exists()
-    assert remarks(tmp_path) == [
+    assert remarks(tmp_path) == [  # of the first validation: the others would say the same
         "validation: dss leaves out 2 of 2 held-out samples: it needs 128 pixels a side at least, got 64x64",
         "validation: dss has no figure, so best.safetensors follows psnr_y",
     ]
-    assert told == ["; ".join(remarks(tmp_path))]
+    assert [text for text in told[1:] if text] == ["; ".join(remarks(tmp_path))]
 
 
 def test_a_run_that_validated_by_psnr_y_alone_goes_on(cache, tmp_path):
@@ -161,6 +164,63 @@ def test_what_validation_measures_may_change_and_changes_no_weights(cache, tmp_p
     weights = [load_file(newest(result.run) / "model.safetensors") for result in (one, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert train(cache, one.run, settings("train.val_metrics=psnr_y", "train.best_by=psnr_y")).reused
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Two pairs, one of wrong size and one HR photo that is cut off."""
+    folder, photo = tmp_path / "photos", skimage.data.astronaut()
+    for name, top in {"a": 0, "b": 128}.items():
+        hr = photo[top : top + 128, :160]
+        save(ensure_dir(folder / "HR") / f"{name}.png", hr)
+        save(ensure_dir(folder / "LR") / f"{name}.png", np.ascontiguousarray(hr[::4, ::4]))
+    save(folder / "HR" / "wrong.png", photo[:128, :128])
+    save(folder / "LR" / "wrong.png", photo[:30, :40])
+    save(folder / "HR" / "cut.png", photo[:128, :128])
+    save(folder / "LR" / "cut.png", photo[:32, :32])
+    whole = (folder / "HR" / "cut.png").read_bytes()
+    (folder / "HR" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_a_folder_is_validated_on_as_it_is_evaluated_on(cache, tmp_path, photos):
+    run = tmp_path / "run"
+    result = train(cache, run, settings(f"data.val={photos}"))
+    found = evaluate([str(run)], photos, EvaluationSettings(metrics=("psnr_y", "dss"), device="cpu", precision="fp32"))
+    student = next(row for row in found.candidates if row.name != "bicubic")
+    assert len(student.images) == 2
+    for name in ("psnr_y", "dss"):
+        assert result.validation[name] == pytest.approx(student.mean(name), rel=1e-6)
+    assert result.best.data == str(photos)
+    (said, same) = remarks(run)
+    assert "psnr_y leaves out 1 of 3 held-out samples" in said and "cut.png" in said and "dss" in same
+
+
+def test_other_pictures_to_validate_on_change_no_weights_and_the_best_begins_anew(cache, tmp_path, photos):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    train(cache, whole, settings())
+
+    def stop_it(event):
+        if event.done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(cache, run, settings(), on_progress=stop_it)
+    result = train(cache, run, settings(f"data.val={photos}"))
+    assert result.best.data == str(photos) and result.best.step > 2
+    assert any(f"follows dss on {photos} from now on" in text for text in remarks(run))
+    one, other = (load_file(newest(path) / "model.safetensors") for path in (whole, run))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_pictures_that_no_measure_can_take_are_refused_before_the_first_step(cache, tmp_path, photos):
+    (photos / "HR").rename(photos / "high")
+    run = tmp_path / "run"
+    with pytest.raises(DtkdError, match=r"psnr_y compares with gt, which .* does not have: take other measures"):
+        train(cache, run, settings(f"data.val={photos}"))
+    with pytest.raises(DtkdError, match=r"data\.val: .*nowhere does not exist"):
+        train(cache, run, settings(f"data.val={tmp_path}/nowhere"))
+    assert not run.exists()
 
 
 @pytest.mark.parametrize(
