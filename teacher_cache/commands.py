@@ -28,6 +28,10 @@ def teacher_cache(
     micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
+    shards: Annotated[
+        str | None,
+        option("Make only these of the plan's shards, numbered from 0, and wait for nobody.", metavar="A-B|A|A-"),
+    ] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
     device: options.DeviceOption = "auto",
     config_files: options.ConfigFiles = None,
@@ -40,6 +44,7 @@ def teacher_cache(
 
     dtkd teacher-cache sample runs/cache
     dtkd teacher-cache ~/photos runs/cache --degradation real --hold-out 8
+    dtkd teacher-cache ~/photos runs/cache --shards 0-9
     """
     from pipeline.system.device import choose
     from teacher_cache import teachers
@@ -48,7 +53,7 @@ def teacher_cache(
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
-    given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait}
+    given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait, "shards": shards}
     how = config.load(BuildSettings, config_files, overrides or (), given)
     teachers.check_name(teacher)
     surveyed = survey(corpus, cache, how)

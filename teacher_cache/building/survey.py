@@ -62,6 +62,9 @@ class Survey:
             work += f", {self.settings.samples} outputs of each"
         if self.done:
             work += f", {self.done} done already"
+        if self.settings.shards:
+            share = self.settings.share(len(self.layout.shards))
+            work += f", in shards 0-{len(self.layout.shards) - 1}: {share[0]}-{share[-1]} here"
         if self.seconds_left:
             work += f"; about {clock_text(self.seconds_left)} left at the pace so far"
         return [*lines, work]
@@ -83,6 +86,7 @@ def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None
     paired = degradation.kind == "paired"
     found = scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
     layout = lay_out(found, settings)
+    settings.share(len(layout.shards))  # refuses one behind the last shard
     refuse_strangers(cache)
     check_layout(cache, layout)
     planned = sum(len(shard.samples) for shard in layout.shards)
