@@ -138,11 +138,15 @@ def read_json(path: str | Path) -> Any:
         FileNotFoundError: it does not exist.
         DtkdError: it is not JSON.
     """
-    path = Path(path)
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def parse_json(data: bytes, name: str) -> Any:
+    """Parse the bytes of a JSON file; `DtkdError` says by `name` that it is not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DtkdError(f"{path} is damaged: not JSON ({error})") from error
+        raise DtkdError(f"{name} is damaged: not JSON ({error})") from error
 
 
 def sha256_file(path: str | Path) -> str:

@@ -37,7 +37,7 @@ __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
 
 
 def train(
-    cache: Path,
+    cache: str | Path,
     run: Path,
     settings: RunSettings,
     resume: Resume = "auto",
@@ -48,7 +48,7 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint and return. Under `accelerate launch` or `torchrun` every process calls this.
 
     Args:
-        cache: finished teacher cache.
+        cache: finished teacher cache, a folder or a URL.
         run: folder of the run, made when missing.
         settings: of the run; another run in the same folder is refused, the differences named.
         resume: `auto` goes on from the newest checkpoint; `fresh` deletes what an earlier run left.
@@ -57,9 +57,9 @@ def train(
     Raises:
         DtkdError: a mistake in settings or folders, a damaged cache or checkpoint, or a run that diverged.
     """
-    cache, run = Path(cache), Path(run)
+    run, local = Path(run), settings.data.local
     accelerator = processes.launch(settings.train.device)
-    dataset, held_out = open_cache(cache, "train"), open_cache(cache, "val")
+    dataset, held_out = open_cache(cache, "train", local), open_cache(cache, "val", local)
     refuse_misfits(dataset, settings.data, settings.train.batch_size, settings.train.patch, accelerator.num_processes)
 
     def start() -> tuple[Training, TrainState]:
