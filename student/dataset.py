@@ -182,7 +182,8 @@ def _stored(index: Index) -> dict[str, StoredShard]:
         hashlib.blake2b(index.places[first:last].tobytes(), digest_size=8).hexdigest()
         for first, last in itertools.pairwise(bounds)
     ]
-    return {name: StoredShard(*of) for name, *of in zip(index.shards, index.sizes, sums, strict=True)}
+    shards = map(StoredShard, index.sizes, sums)
+    return dict(zip(index.shards, shards, strict=True))
 
 
 def open_cache(cache: str | Path, split: Split = "train", local: LocalFolder | None = None) -> CacheDataset:

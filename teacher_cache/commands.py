@@ -13,7 +13,7 @@ from pipeline.system.results import Result
 def teacher_cache(
     on_progress: OnProgress,
     corpus: options.CorpusOption,
-    cache: Annotated[Path, argument("CACHE", "Folder to write; the same command goes on.")],
+    cache: Annotated[str, argument("CACHE", "Folder or URL (s3://...) to write; the same command goes on.")],
     teacher: options.TeacherOption = "embedded",
     degradation: Annotated[
         Literal["bicubic", "real", "paired"] | None, option("Of LR images.  [default: real]")
@@ -64,7 +64,7 @@ def teacher_cache(
 
 def verify(
     on_progress: OnProgress,
-    cache: options.CacheOption,
+    cache: options.CachePlaceOption,
     recompute: Annotated[int, option("Samples to make again with the teacher.", min=0)] = 0,
     teacher: Annotated[str | None, option("Teacher for that.  [default: the cache's, by name]")] = None,
     repair: Annotated[bool, option("Set damaged shards back to not done.", "--repair")] = False,

@@ -32,6 +32,7 @@ from teacher_cache.building.settings import MOST_THREADS, BuildSettings
 from teacher_cache.building.survey import Survey, refuse_strangers, survey
 from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failures
 from teacher_cache.building.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
+from teacher_cache.remote import RemoteCache
 
 __all__ = ["Build", "BuildResult", "BuildSettings", "build", "build_cache", "finalize", "prepare", "process_shard"]
 
@@ -50,13 +51,15 @@ class Build:
     plan: Plan
     maker: SampleMaker
     settings: BuildSettings
+    remote: RemoteCache | None = None
+    """Where the cache is, when that is not `cache`, the folder in which its shards are finished."""
 
 
 @dataclass(frozen=True)
 class BuildResult:
     """What a run of stage one achieved."""
 
-    cache: Path
+    cache: str  # folder or URL
     complete: bool  # False: shards are left to other processes, and `wait` was off or `shards` a part of them
     shards: int  # of the plan
     shards_done: int  # by all processes
@@ -119,7 +122,7 @@ def build_cache(
 
     Args:
         corpus: folder of photos, or `sample` (see `pipeline.corpus.scan`).
-        cache: folder of the cache; new, empty, or begun with the same corpus, teacher and settings.
+        cache: folder or URL of the cache; new, empty, or begun with the same corpus, teacher and settings.
         teacher: see `teacher_cache.teachers.load`.
         settings: what to make and how; defaults where None.
         on_progress: called after every micro-batch; counts the samples of all processes.
@@ -141,13 +144,13 @@ def build(surveyed: Survey, teacher: Teacher, on_progress: OnProgress | None = N
     manifest = None
     if tally.complete:
         tally.check()
-        manifest = finalize(work.cache)
+        manifest = work.remote.finalize() if work.remote else finalize(work.cache)
     images = manifest.teacher_images if manifest else 0
     told = failures(work.plan, tally.records.values())
     drift = manifest.drift if manifest else None
     warnings = (teacher.unsuited(work.settings.degradation.kind), drift_warning(drift))
     return BuildResult(
-        cache=work.cache,
+        cache=str(work.remote.store if work.remote else work.cache),
         complete=tally.complete,
         shards=len(work.plan.shards),
         shards_done=len(tally.records),
@@ -168,7 +171,7 @@ def build(surveyed: Survey, teacher: Teacher, on_progress: OnProgress | None = N
     )
 
 
-def prepare(corpus: str | Path, cache: Path, teacher: Teacher, settings: BuildSettings) -> Build:
+def prepare(corpus: str | Path, cache: str | Path, teacher: Teacher, settings: BuildSettings) -> Build:
     """Plan the cache and freeze the plan, or check it against the frozen one; then `process_shard` can do the work."""
     return _prepare(survey(corpus, cache, settings), teacher)
 
@@ -190,9 +193,11 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
         freeze(cache, plan)
         for name in FOLDERS:
             ensure_dir(cache / name)
+    if surveyed.remote:
+        surveyed.remote.put_plan()
     photos = Photos({source.id: source for source in layout.sources})
     maker = SampleMaker(photos, teacher, degradation, settings.seed, plan.context, plan.outputs)
-    return Build(cache, plan, maker, settings)
+    return Build(cache, plan, maker, settings, surveyed.remote)
 
 
 def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:
@@ -216,7 +221,10 @@ def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) 
                 return record
             reopen(work.cache, shard, work.plan.fingerprint_digest)  # in case of a damaged record or a missing tar
             with suppress(LostLeaseError):
-                return _make(work, shard, lease, on_samples)
+                record = _make(work, shard, lease, on_samples)
+                if work.remote:
+                    work.remote.put_shard(shard.name)
+                return record
     return None
 
 
@@ -267,6 +275,8 @@ def _make_all(work: Build, tally: Tally, share: range) -> None:
     static = work.settings.shards is not None
     _make_share(work, tally, share, wait=work.settings.wait and not static)
     if static:
+        if work.remote:
+            work.remote.look()
         for index, shard in enumerate(work.plan.shards):
             if shard.name not in tally.records:
                 _taken_in(work, index, tally)
@@ -301,7 +311,8 @@ def _taken_in(work: Build, index: int, tally: Tally) -> bool:
 def _done(work: Build, shard: PlannedShard) -> ShardRecord | None:
     """The record of a done shard; None when it is not done, or not sound."""
     with suppress(DtkdError):
-        return read_record(work.cache, shard, work.plan.fingerprint_digest)
+        if work.remote is None or shard.name in work.remote.done:
+            return read_record(work.cache, shard, work.plan.fingerprint_digest, work.remote and work.remote.store)
     return None
 
 

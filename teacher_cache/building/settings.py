@@ -50,6 +50,9 @@ class BuildSettings:
     shards: str | None = None
     """Static share of this process: numbers of the plan's shards from 0, `A-B`, `A` or `A-`. It makes these and no
     others, and waits for nobody; None: all, in turn with the other processes."""
+    local_folder: str = ""
+    """Where shards of a cache at a URL are finished before the store gets them; empty: dtkd in the user's cache
+    folder. It needs room for one shard of each process, and is best the same one when a killed command goes on."""
     lease_seconds: float = TTL
     """Take over a shard whose process on another machine gave no sign for so long."""
     threads: int | None = None
