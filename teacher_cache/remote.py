@@ -78,7 +78,7 @@ class RemoteCache:
         shard_path(self.folder, name).unlink(missing_ok=True)
 
     def finalize(self) -> Manifest:
-        """Merge the records of all shards and give the store manifest and index; any process may, with the same bytes."""
+        """Merge the records of all shards, and give manifest and index to the store; any process, the same bytes."""
         manifest = finalize(self.folder, self.store)
         for name in ("manifest.index", "manifest.json"):  # the index means nothing without the other
             self.store.put(name, self.folder / name)

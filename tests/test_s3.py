@@ -176,15 +176,14 @@ def test_build_kill_go_on_verify_and_train(bucket, corpus, whole, tmp_path):
     sets = [part for setting in student for part in ("--set", setting)]
     run("train-student", URL, str(tmp_path / "remote"), *sets)
     run("train-student", str(whole), str(tmp_path / "folder"), *sets)
-    losses = [
-        [json.loads(line)["total"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines() if "total" in line]
-        for name in ("remote", "folder")
-    ]  # fmt: skip
-    assert losses[0] == losses[1] != []
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("remote", "folder")]
+    losses = [[step["total"] for line in log if "total" in (step := json.loads(line))] for log in logs]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
 
 
 def test_a_connection_lost_in_the_middle_of_a_put_loses_nothing(bucket, port, corpus, whole, tmp_path):
-    """The line is cut inside the tar of the first shard and stays cut; later the command goes on without the teacher."""
+    """The line is cut inside the tar of the first shard, and stays cut; later the same command goes on."""
     half = (whole / "shard-00000000.tar").stat().st_size // 2
     proxy = CuttingProxy(port, cut_after=20_000 + half)
     process = start(*build(corpus, tmp_path / "local", "0"), AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}")

@@ -35,9 +35,15 @@ def held(tmp_path):
 
 
 def counted(monkeypatch):
-    """Names of the objects that were fetched."""
+    """Names of the tars that were fetched."""
     fetched, fetch = [], Remote.fetch
-    monkeypatch.setattr(Remote, "fetch", lambda self, name, to: (fetched.append(name), fetch(self, name, to))[1])
+
+    def note(self, name, to):
+        fetch(self, name, to)
+        if name.endswith(".tar"):
+            fetched.append(name)
+
+    monkeypatch.setattr(Remote, "fetch", note)
     return fetched
 
 
