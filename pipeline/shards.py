@@ -37,8 +37,9 @@ from pipeline.schema import (
     canonical_bytes,
     check_schema,
 )
+from pipeline.storage.places import Place, place_of, read_json, whole_file
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import read_json, sha256_file
+from pipeline.system.files import sha256_file
 
 MAX_MEMBER = 2**30
 """Largest member that is read, in bytes: more than the largest picture takes as WebP."""
@@ -70,6 +71,8 @@ class Index:
     members: tuple[str, ...]
     shards: tuple[str, ...]
     """Names."""
+    sizes: tuple[int, ...]
+    """Bytes of their tars."""
     keys: NDArray[np.bytes_]
     """(N,)."""
     shard_of: NDArray[np.int32]
@@ -103,9 +106,9 @@ def index_bytes(manifest: Manifest, sha256: str) -> bytes:
     return b"%08x %d\n" % (zlib.crc32(body), len(body)) + body
 
 
-def load_index(cache: str | Path, split: Split) -> Index:
+def load_index(cache: str | Path | Place, split: Split) -> Index:
     """Index of a split of a complete cache; raises as `load_manifest` does."""
-    cache = Path(cache)
+    cache = place_of(cache)
     found = _read_index(cache)
     if found is None:
         data = index_bytes(load_manifest(cache), "")
@@ -130,6 +133,7 @@ def load_index(cache: str | Path, split: Split) -> Index:
         head["teacher_origin"],
         tuple(head["members"]),
         tuple(head["shards"][number][0] for number in wanted),
+        tuple(head["shards"][number][2] for number in wanted),
         rows["key"],
         rows["shard"] - np.int32(first),
         rows["places"],
@@ -137,21 +141,22 @@ def load_index(cache: str | Path, split: Split) -> Index:
     )
 
 
-def _refuse_twins(cache: Path, rows: NDArray[np.void], shards: list[str]) -> None:
+def _refuse_twins(cache: Place, rows: NDArray[np.void], shards: list[str]) -> None:
     keys = np.sort(rows["key"])
     if twins := keys[1:][keys[1:] == keys[:-1]].tolist():
         where = " and ".join(shards[number] for number in rows["shard"][rows["key"] == twins[0]])
         raise DamagedShardError(f"{cache}: sample {twins[0].decode()} is in {where}, expected once; {REPAIR}")
 
 
-def _read_index(cache: Path) -> tuple[dict[str, Any], NDArray[np.void]] | None:
+def _read_index(cache: Place) -> tuple[dict[str, Any], NDArray[np.void]] | None:
     """The parts of manifest.index; None where there is none that is whole and of this manifest."""
     try:
-        with open(cache / "manifest.index", "rb") as file:
+        with whole_file(cache, "manifest.index") as index, open(index, "rb") as file:
             found = _parsed(file)
         if found is None or found[0]["schema"] != SCHEMA:
             return None
-        return found if found[0]["manifest"] == sha256_file(cache / "manifest.json") else None
+        with whole_file(cache, "manifest.json") as manifest:
+            return found if found[0]["manifest"] == sha256_file(manifest) else None
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -178,16 +183,18 @@ def _numbers(place: Member) -> Sequence[int]:
     return place.offset, place.size, place.crc32
 
 
-def load_manifest(cache: str | Path) -> Manifest:
-    """Manifest of a complete cache; every tar is there with its recorded size (contents: `read_member`, `dtkd verify`).
+def load_manifest(cache: str | Path | Place) -> Manifest:
+    """Manifest of a complete cache, a folder or a URL; every tar is there with its recorded size.
+
+    What is in them, `read_member` and `dtkd verify` check.
 
     Raises:
         DtkdError: no cache, another schema, or not finished (says how much is).
         DamagedShardError: a tar is missing or has another size.
     """
-    cache = Path(cache)
+    cache = place_of(cache)
     try:
-        data = read_json(cache / "manifest.json")
+        data = read_json(cache, "manifest.json")
     except (FileNotFoundError, NotADirectoryError):
         raise DtkdError(_unfinished(cache)) from None
     except DtkdError as error:
@@ -205,20 +212,23 @@ def load_manifest(cache: str | Path) -> Manifest:
     return manifest
 
 
-def _first_lost(cache: Path, shard: ShardRecord) -> str:
+def _first_lost(cache: Place, shard: ShardRecord) -> str:
     """Which sample is the first that a tar, if it is there, is too short for, as the end of a sentence."""
-    path = shard_path(cache, shard.name)
-    size = path.stat().st_size if path.exists() else 0
+    try:
+        size = cache.size(f"{shard.name}.tar")
+    except FileNotFoundError:
+        size = 0
     ends = ((sample.key, max(place.offset + place.size for place in sample.members.values())) for sample in shard.ok)
     lost = next((key for key, end in ends if end > size), None)
     return f" (the first sample that is lost is {lost})" if lost else ""
 
 
-def check_size(cache: str | Path, name: str, expected: int) -> None:
+def check_size(cache: str | Path | Place, name: str, expected: int) -> None:
     """Cheap look at a shard: its tar exists and has `expected` bytes, else `DamagedShardError`."""
-    path = shard_path(cache, name)
+    place = place_of(cache)
+    path = f"{place}/{name}.tar"
     try:
-        size = path.stat().st_size
+        size = place.size(f"{name}.tar")
     except FileNotFoundError:
         raise DamagedShardError(f"{path} is missing; run the same `dtkd teacher-cache` again to make it anew") from None
     if size != expected:
@@ -262,11 +272,11 @@ def _read(descriptor: int, member: Member, name: object) -> bytes:
     return data
 
 
-def _unfinished(cache: Path) -> str:
+def _unfinished(cache: Place) -> str:
     try:
-        plan = read_json(cache / "plan.json")
+        plan = read_json(cache, "plan.json")
     except (FileNotFoundError, NotADirectoryError):
-        if (cache / "done").is_dir():
+        if cache.holds("done"):
             return f"{cache} has lost its plan.json and manifest.json; run the same `dtkd teacher-cache` again"
         return f"{cache} is no teacher cache (no manifest.json); make one with `dtkd teacher-cache CORPUS {cache}`"
     check_schema(plan, f"{cache}: plan.json", "remove it and run the same `dtkd teacher-cache` again")
@@ -274,7 +284,7 @@ def _unfinished(cache: Path) -> str:
         names = [str(shard["name"]) for shard in plan["shards"]]
     except (KeyError, TypeError):
         return f"{cache}: plan.json is damaged: remove it and run the same `dtkd teacher-cache` again"
-    done = sum(1 for name in names if done_path(cache, name).exists())
+    done = sum(1 for name in names if cache.holds(f"done/{name}.json"))
     return (
         f"{cache} is not finished: {done} of {len(names)} shards are done; "
         "run the same `dtkd teacher-cache` again, it goes on where it stopped"

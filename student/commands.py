@@ -16,7 +16,7 @@ _GRIDS = "levels, weights, calibrated:TOML, schedule, energy, gt, samples, teach
 
 def train_student(
     on_progress: OnProgress,
-    cache: options.CacheOption,
+    cache: options.CachePlaceOption,
     run: Annotated[Path, argument("RUN", "Folder of the run; the same command goes on.")],
     val: Annotated[str | None, option("Validate on this, as evaluate --data.  [default: held-out samples]")] = None,
     config_files: options.ConfigFiles = None,

@@ -3,6 +3,8 @@
 h w LR sides, H W = scale * h, scale * w.
 """
 
+import hashlib
+import itertools
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -14,7 +16,9 @@ from torch.utils.data import Dataset
 
 from pipeline.images import ImageError, Rgb, decode_webp
 from pipeline.schema import AROUND, TEACHERS, Member, Split, digest
-from pipeline.shards import DamagedShardError, load_index, read_member, shard_path
+from pipeline.shards import DamagedShardError, Index, load_index, read_member, shard_path
+from pipeline.storage.fetched import FetchedShards, LocalFolder, StoredShard
+from pipeline.storage.places import Place, Remote, place_of
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import parse_json
 
@@ -31,30 +35,51 @@ class Item(NamedTuple):
     meta: dict[str, Any]  # the sample's JSON member: source, x, y, width, height, ...
 
 
-class ShardFiles:
-    """Members of local tars, through a bounded number of open descriptors.
-
-    Reads are `pread`s, so a fork may go on with the descriptors of its parent; pickling (spawn) leaves them behind. A
-    remote cache needs another class with this `read`, which first fetches the whole shard into a bounded local folder.
-    """
+class FolderTars:
+    """Tars of a cache in a folder."""
 
     def __init__(self, cache: Path) -> None:
         """Nothing is opened before the first read."""
         self._cache = cache
+
+    def open(self, shard: str) -> int:
+        """A descriptor of a shard's tar; `DamagedShardError` where it cannot be opened."""
+        try:
+            return os.open(shard_path(self._cache, shard), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DamagedShardError(f"cannot open it ({error.strerror}); `dtkd verify` lists the damage") from error
+
+    def forget(self, shard: str) -> bool:
+        """There is no better copy."""
+        return False
+
+
+class ShardFiles:
+    """Members of tars, through a bounded number of open descriptors.
+
+    Reads are `pread`s, so a fork may go on with the descriptors of its parent; pickling (spawn) leaves them behind.
+    """
+
+    def __init__(self, tars: FolderTars | FetchedShards) -> None:
+        """Nothing is opened before the first read."""
+        self._tars = tars
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def read(self, shard: str, member: Member) -> bytes:
-        """Bytes of a member, checked against their CRC."""
+        """Bytes of a member, checked against their CRC; of a remote cache, wrong ones are fetched once more."""
+        try:
+            return read_member(self._descriptor(shard), member)
+        except DamagedShardError:
+            if not self._tars.forget(shard):
+                raise
+        os.close(self._open.pop(shard))
         return read_member(self._descriptor(shard), member)
 
     def _descriptor(self, shard: str) -> int:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        try:
-            descriptor = os.open(shard_path(self._cache, shard), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DamagedShardError(f"cannot open it ({error.strerror}); `dtkd verify` lists the damage") from error
+        descriptor = self._tars.open(shard)
         self._open[shard] = descriptor
         if len(self._open) > OPEN_TARS:
             os.close(self._open.popitem(last=False)[1])
@@ -67,7 +92,7 @@ class ShardFiles:
 
     def __getstate__(self) -> dict[str, Any]:
         """Descriptors do not travel to another process."""
-        return {"_cache": self._cache, "_open": OrderedDict()}
+        return {"_tars": self._tars, "_open": OrderedDict()}
 
     def __del__(self) -> None:
         """Close what is still open."""
@@ -81,15 +106,18 @@ class CacheDataset(Dataset[Item]):
     share with their parent.
     """
 
-    def __init__(self, cache: Path, split: Split = "train") -> None:
+    def __init__(self, cache: Place, split: Split = "train", local: LocalFolder | None = None) -> None:
         """Read the index; see `open_cache`."""
         index = load_index(cache, split)
-        self.cache, self.scale, self.tile, self.teacher = Path(cache), index.scale, index.tile, index.teacher
+        self.cache, self.scale, self.tile, self.teacher = cache, index.scale, index.tile, index.teacher
         self._members, self._names, self._keys = index.members, index.shards, index.keys
         self.shard_of, self._places, self._around = index.shard_of, index.places, index.around
         self.teacher_origin = index.teacher_origin
         self.outputs = sum(name in TEACHERS for name in self._members)
-        self._files = ShardFiles(self.cache)
+        self.fetched = (
+            FetchedShards(cache, _stored(index), local or LocalFolder()) if isinstance(cache, Remote) else None
+        )
+        self._files = ShardFiles(self.fetched or FolderTars(Path(str(cache))))
 
     def __len__(self) -> int:
         """Samples that have bytes (planned ones that failed are left out)."""
@@ -153,19 +181,39 @@ class CacheDataset(Dataset[Item]):
 
     def _bytes(self, index: int, place: NDArray[np.int64], name: str) -> bytes:
         try:
-            return self._files.read(self._names[self.shard_of[index]], Member(*place.tolist()))
+            return self._files.read(self.shard(index), Member(*place.tolist()))
         except DamagedShardError as error:
             raise DamagedShardError(f"{self.where(index)}, {name}: {error}") from error
 
     def where(self, index: int) -> str:
         """File and key of a sample, for people."""
-        return f"{shard_path(self.cache, self._names[self.shard_of[index]])}, sample {self.key(index)}"
+        return f"{self.cache}/{self.shard(index)}.tar, sample {self.key(index)}"
+
+    def shard(self, index: int) -> str:
+        """Name of the shard that a sample is in."""
+        return self._names[self.shard_of[index]]
 
 
-def open_cache(cache: str | Path, split: Split = "train") -> CacheDataset:
+def _stored(index: Index) -> dict[str, StoredShard]:
+    """What tells each shard of a remote cache from others of its name: size, and the CRCs of all that is in it."""
+    bounds = np.searchsorted(index.shard_of, range(len(index.shards) + 1))
+    sums = [
+        hashlib.blake2b(index.places[first:last].tobytes(), digest_size=8).hexdigest()
+        for first, last in itertools.pairwise(bounds)
+    ]
+    shards = map(StoredShard, index.sizes, sums)
+    return dict(zip(index.shards, shards, strict=True))
+
+
+def open_cache(cache: str | Path, split: Split = "train", local: LocalFolder | None = None) -> CacheDataset:
     """Open a finished cache as an indexed dataset.
+
+    Args:
+        cache: its folder or URL.
+        split: training samples or held-out ones.
+        local: room for the shards of a cache at a URL; defaults where None.
 
     Raises:
         DtkdError: no cache, another schema, unfinished, or a tar is missing.
     """
-    return CacheDataset(Path(cache), split)
+    return CacheDataset(place_of(cache), split, local)

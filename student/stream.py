@@ -21,6 +21,7 @@ from torch.utils.data import Sampler
 
 from pipeline.images import Rgb
 from pipeline.schema import TEACHERS
+from pipeline.storage.fetched import FetchAhead, LocalFolder
 from pipeline.system.errors import DtkdError
 from pipeline.system.words import plural
 from pipeline.training.readers import Marks, read_ahead
@@ -44,6 +45,10 @@ class DataSettings:
     """Outputs of each tile that training takes in turn, the first ones that the cache holds; 0: all."""
     val: str = ""
     """Folder or cache to validate on, as `dtkd evaluate --data` takes it; empty: the cache's own held-out samples."""
+    local_folder: str = ""
+    """Where the shards of a cache at a URL are kept while they are in use; empty: dtkd in the user's cache folder."""
+    local_gigabytes: float = 50.0
+    """Most that they take there, of all caches together: room for two windows of shards, or some come twice."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
@@ -53,8 +58,15 @@ class DataSettings:
             raise DtkdError(f"data.stall_seconds must not be negative, got {self.stall_seconds}")
         if self.window < 1:
             raise DtkdError(f"data.window must be at least 1 shard, got {self.window}")
+        if self.local_gigabytes <= 0:
+            raise DtkdError(f"data.local_gigabytes must be above 0, got {self.local_gigabytes}")
         if not 0 <= self.samples <= len(TEACHERS):
             raise DtkdError(f"data.samples must be 0 to {len(TEACHERS)}, got {self.samples}")
+
+    @property
+    def local(self) -> LocalFolder:
+        """Room for the shards of a remote cache."""
+        return LocalFolder(self.local_folder, self.local_gigabytes)
 
 
 class Batch(NamedTuple):
@@ -110,9 +122,11 @@ def batches(
     raws = read_ahead(
         patches, plan, workers=settings.workers, device=device, stall_seconds=settings.stall_seconds, at=patches.at
     )
-    for raw in raws:
-        lr, gt, teacher = (tensor.to(device, non_blocking=True).float().div_(255) for tensor in raw[:3])
-        yield Batch(lr, gt, teacher, raw[3])
+    with FetchAhead(dataset.fetched) as fetch:
+        for step, raw in zip(steps, raws, strict=False):
+            fetch.expect({dataset.shard(sample) for sample in plan.ahead(step)} if dataset.fetched else set())
+            lr, gt, teacher = (tensor.to(device, non_blocking=True).float().div_(255) for tensor in raw[:3])
+            yield Batch(lr, gt, teacher, raw[3])
 
 
 def epoch_order(shard_of: NDArray[np.int32], window: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -154,6 +168,7 @@ class _RankPlan(Sampler[list[Draw]]):
         self, shard_of: NDArray[np.int32], window: int, seed: int, steps: range, batch: int, rank: int, world: int
     ) -> None:
         self._samples, self._steps, self._batch = len(shard_of), steps, batch
+        self._window = max(window * len(shard_of) // max(len(np.unique(shard_of)), 1), 1)  # its samples, about
         share = batch // world
         self._slice = range(rank * share, (rank + 1) * share)
         self._order = lru_cache(maxsize=2)(lambda epoch: epoch_order(shard_of, window, seed, epoch))
@@ -165,6 +180,12 @@ class _RankPlan(Sampler[list[Draw]]):
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def ahead(self, step: int) -> NDArray[np.int64]:
+        """Samples of the places behind a step, as many as a window of shards holds, in this epoch and the next one."""
+        epoch, position = divmod((step + 1) * self._batch, self._samples)
+        here = self._order(epoch)[position : position + self._window]
+        return np.concatenate([here, self._order(epoch + 1)[: self._window - len(here)]])
 
 
 class _Patches:

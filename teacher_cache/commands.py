@@ -13,7 +13,7 @@ from pipeline.system.results import Result
 def teacher_cache(
     on_progress: OnProgress,
     corpus: options.CorpusOption,
-    cache: Annotated[Path, argument("CACHE", "Folder to write; the same command goes on.")],
+    cache: Annotated[str, argument("CACHE", "Folder or URL (s3://...) to write; the same command goes on.")],
     teacher: options.TeacherOption = "embedded",
     degradation: Annotated[
         Literal["bicubic", "real", "paired"] | None, option("Of LR images.  [default: real]")
@@ -28,6 +28,10 @@ def teacher_cache(
     micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
+    shards: Annotated[
+        str | None,
+        option("Make only these of the plan's shards, numbered from 0, and wait for nobody.", metavar="A-B|A|A-"),
+    ] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
     device: options.DeviceOption = "auto",
     config_files: options.ConfigFiles = None,
@@ -40,6 +44,7 @@ def teacher_cache(
 
     dtkd teacher-cache sample runs/cache
     dtkd teacher-cache ~/photos runs/cache --degradation real --hold-out 8
+    dtkd teacher-cache ~/photos runs/cache --shards 0-9
     """
     from pipeline.system.device import choose
     from teacher_cache import teachers
@@ -49,7 +54,7 @@ def teacher_cache(
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
-    given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait}
+    given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait, "shards": shards}
     how = config.load(StageOneSettings, config_files, overrides or (), given)
     teachers.check_name(teacher, how.teacher)
     surveyed = survey(corpus, cache, how)
@@ -91,7 +96,7 @@ def check_teacher(
 
 def verify(
     on_progress: OnProgress,
-    cache: options.CacheOption,
+    cache: options.CachePlaceOption,
     recompute: Annotated[int, option("Samples to make again with the teacher.", min=0)] = 0,
     teacher: Annotated[str | None, option("Teacher for that.  [default: the cache's, by name]")] = None,
     repair: Annotated[bool, option("Set damaged shards back to not done.", "--repair")] = False,

@@ -86,6 +86,7 @@ def listing(settings: str) -> Any:
 
 CorpusOption = Annotated[str, argument("CORPUS", "Folder of photos at any depth, or: sample")]
 CacheOption = Annotated[Path, argument("CACHE", "Folder of a teacher cache.")]
+CachePlaceOption = Annotated[str, argument("CACHE", "Folder of a teacher cache, or a URL: s3://...")]
 TeacherOption = Annotated[
     str, option("embedded[-bicubic], ldm[:ID], sd-x4[:ID], FOLDER, import:FOLDER, python:FILE:FACTORY")
 ]

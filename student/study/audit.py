@@ -226,7 +226,7 @@ def _summary(
     drift, l_std, g_std = both
     assert drift is not None
     return Audit(
-        str(dataset.cache.name), dataset.teacher, levels, wavelet, len(rows), len(set(photos)), bands, tuple(groups),
+        dataset.cache.name, dataset.teacher, levels, wavelet, len(rows), len(set(photos)), bands, tuple(groups),
         drift, l_std, g_std, _calibrated(groups),
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ __all__ = ["RunSettings", "TrainResult", "TrainSettings", "train"]
 
 
 def train(
-    cache: Path,
+    cache: str | Path,
     run: Path,
     settings: RunSettings,
     resume: Resume = "auto",
@@ -52,7 +52,7 @@ def train(
     Ctrl-C and SIGTERM save a checkpoint and return. Under `accelerate launch` or `torchrun` every process calls this.
 
     Args:
-        cache: finished teacher cache.
+        cache: finished teacher cache, a folder or a URL.
         run: folder of the run, made when missing.
         settings: of the run; another run in the same folder is refused, the differences named.
         resume: `auto` goes on from the newest checkpoint; `fresh` deletes what an earlier run left.
@@ -61,9 +61,10 @@ def train(
     Raises:
         DtkdError: a mistake in settings or folders, a damaged cache or checkpoint, or a run that diverged.
     """
-    cache, run = Path(cache), Path(run)
+    run, local = Path(run), settings.data.local
     accelerator = processes.launch(settings.train.device)
-    dataset, held_out = open_cache(cache, "train"), open_held_out(open_cache(cache, "val"), settings.data.val)
+    dataset = open_cache(cache, "train", local)
+    held_out = open_held_out(open_cache(cache, "val", local), settings.data.val)
     plan = preflight(run, settings, dataset, held_out, resume, accelerator)
 
     def start() -> tuple[Training, TrainState]:

@@ -12,8 +12,9 @@ from student.model import ModelSettings
 from student.stream import DataSettings
 
 FREE_KEYS = (
-    "data.workers", "data.stall_seconds", "data.val", "train.best_by", "train.device", "train.keep", "train.log_every",
-    "train.sample_strips", "train.save_every", "train.spike", "train.val_every", "train.val_metrics",
+    "data.workers", "data.stall_seconds", "data.val", "data.local_folder", "data.local_gigabytes", "train.best_by",
+    "train.device", "train.keep", "train.log_every", "train.sample_strips", "train.save_every", "train.spike",
+    "train.val_every", "train.val_metrics",
 )  # fmt: skip
 """Settings that may change when a run goes on, because its weights do not depend on them."""
 

@@ -32,6 +32,7 @@ from teacher_cache.building.settings import MOST_THREADS, BuildSettings
 from teacher_cache.building.survey import Survey, refuse_strangers, survey
 from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failures
 from teacher_cache.building.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
+from teacher_cache.remote import RemoteCache
 
 __all__ = ["Build", "BuildResult", "BuildSettings", "build", "build_cache", "finalize", "prepare", "process_shard"]
 
@@ -50,14 +51,20 @@ class Build:
     plan: Plan
     maker: SampleMaker
     settings: BuildSettings
+    remote: RemoteCache | None = None
+    """Where the cache is, when that is not `cache`, the folder in which its shards are finished."""
 
 
 @dataclass(frozen=True)
 class BuildResult:
     """What a run of stage one achieved."""
 
-    cache: Path
-    complete: bool  # False: other processes still work on some shards, and `wait` was off
+    cache: str  # folder or URL
+    complete: bool  # False: shards are left to other processes, and `wait` was off or `shards` a part of them
+    shards: int  # of the plan
+    shards_done: int  # by all processes
+    share: tuple[int, int] | None  # first and last shard of this process where `shards` gave it a part of them
+    share_done: bool  # whether all of these are done
     planned: int  # samples
     ok: int
     errors: int
@@ -74,7 +81,9 @@ class BuildResult:
     @property
     def failure(self) -> str | None:
         """See `pipeline.system.results.Result`."""
-        return None if self.complete else f"{self.cache} is not complete yet: run the same command again later"
+        if self.share_done:
+            return None
+        return f"{self.cache} is not complete yet: run the same command again later"
 
     def lines(self) -> list[str]:
         """For people: what failed, then how the cache stands; skipped files were told before the work."""
@@ -89,7 +98,13 @@ class BuildResult:
         parts += [f"{self.errors} failed"] if self.errors else []
         parts += [f"teacher {self.teacher_seconds_per_image:.2f} s an image"] if self.teacher_seconds_per_image else []
         lines += [f"{self.cache}: {', '.join(parts)}", *(f"warning: {text}" for text in self.warnings)]
-        return lines if self.complete else [*lines, "other processes are still at work on the rest"]
+        if self.share:
+            mine = f"shards {self.share[0]}-{self.share[1]}"
+            stand = f"{self.shards_done} of {plural(self.shards, 'shard')} are done by all"
+            lines.append(f"{mine} {'are done' if self.share_done else 'are not all done'}, {stand}")
+        elif not self.complete:
+            lines.append("other processes are still at work on the rest")
+        return lines
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values."""
@@ -107,7 +122,7 @@ def build_cache(
 
     Args:
         corpus: folder of photos, or `sample` (see `pipeline.corpus.scan`).
-        cache: folder of the cache; new, empty, or begun with the same corpus, teacher and settings.
+        cache: folder or URL of the cache; new, empty, or begun with the same corpus, teacher and settings.
         teacher: see `teacher_cache.teachers.load`.
         settings: what to make and how; defaults where None.
         on_progress: called after every micro-batch; counts the samples of all processes.
@@ -121,21 +136,26 @@ def build_cache(
 def build(surveyed: Survey, teacher: Teacher, on_progress: OnProgress | None = None) -> BuildResult:
     """`build_cache` of what was surveyed, and may have been shown to the user, before the teacher was loaded."""
     began = time.monotonic()
+    share = surveyed.settings.share(len(surveyed.layout.shards))
     work = _prepare(surveyed, teacher)
     tally = Tally(work.plan, work.settings.max_failure_fraction, on_progress)
-    reused = _look(work, tally)
-    _make_all(work, tally)
+    reused = _look(work, tally, share)
+    _make_all(work, tally, share)
     manifest = None
     if tally.complete:
         tally.check()
-        manifest = finalize(work.cache)
+        manifest = work.remote.finalize() if work.remote else finalize(work.cache)
     images = manifest.teacher_images if manifest else 0
     told = failures(work.plan, tally.records.values())
     drift = manifest.drift if manifest else None
     warnings = (teacher.unsuited(work.settings.degradation.kind), drift_warning(drift))
     return BuildResult(
-        cache=work.cache,
+        cache=str(work.remote.store if work.remote else work.cache),
         complete=tally.complete,
+        shards=len(work.plan.shards),
+        shards_done=len(tally.records),
+        share=(share[0], share[-1]) if work.settings.shards else None,
+        share_done=all(work.plan.shards[index].name in tally.records for index in share),
         planned=work.plan.planned,
         ok=tally.processed - tally.errors,
         errors=tally.errors,
@@ -151,7 +171,7 @@ def build(surveyed: Survey, teacher: Teacher, on_progress: OnProgress | None = N
     )
 
 
-def prepare(corpus: str | Path, cache: Path, teacher: Teacher, settings: BuildSettings) -> Build:
+def prepare(corpus: str | Path, cache: str | Path, teacher: Teacher, settings: BuildSettings) -> Build:
     """Plan the cache and freeze the plan, or check it against the frozen one; then `process_shard` can do the work."""
     return _prepare(survey(corpus, cache, settings), teacher)
 
@@ -173,9 +193,11 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
         freeze(cache, plan)
         for name in FOLDERS:
             ensure_dir(cache / name)
+    if surveyed.remote:
+        surveyed.remote.put_plan()
     photos = Photos({source.id: source for source in layout.sources})
     maker = SampleMaker(photos, teacher, degradation, settings.seed, plan.context, plan.outputs)
-    return Build(cache, plan, maker, settings)
+    return Build(cache, plan, maker, settings, surveyed.remote)
 
 
 def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:
@@ -199,7 +221,10 @@ def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) 
                 return record
             reopen(work.cache, shard, work.plan.fingerprint_digest)  # in case of a damaged record or a missing tar
             with suppress(LostLeaseError):
-                return _make(work, shard, lease, on_samples)
+                record = _make(work, shard, lease, on_samples)
+                if work.remote:
+                    work.remote.put_shard(shard.name)
+                return record
     return None
 
 
@@ -224,11 +249,14 @@ def _outcomes(work: Build, shard: PlannedShard, adoptable: Adoptable) -> Generat
     return outcomes(work.maker, batches, size, adoptable, work.settings.threads or min(processors(), MOST_THREADS))
 
 
-def _look(work: Build, tally: Tally) -> int:
-    """Take in the shards that are done already; returns their number of samples. Reopens failed ones where asked to."""
-    for shard in work.plan.shards:
+def _look(work: Build, tally: Tally, share: range) -> int:
+    """Take in the shards that are done already; returns their number of samples.
+
+    Reopens the failed ones of `share` where asked to.
+    """
+    for index, shard in enumerate(work.plan.shards):
         record = _done(work, shard)
-        if record and record.errors and work.settings.retry_errors:
+        if record and record.errors and work.settings.retry_errors and index in share:
             with _explained(work.cache, shard.name):
                 lease = acquire(work.cache / "leases", shard.name, work.settings.lease_seconds)
                 if lease is not None:
@@ -239,9 +267,23 @@ def _look(work: Build, tally: Tally) -> int:
     return tally.processed
 
 
-def _make_all(work: Build, tally: Tally) -> None:
-    """Make the shards that are left, and wait for those that others are making."""
-    pending = [index for index, shard in enumerate(work.plan.shards) if shard.name not in tally.records]
+def _make_all(work: Build, tally: Tally, share: range) -> None:
+    """Make the shards of `share` that are left, and wait for those that others are making; a static share waits not.
+
+    Looks at the rest at the end of a static share: of processes that end together, the last one sees all shards done.
+    """
+    static = work.settings.shards is not None
+    _make_share(work, tally, share, wait=work.settings.wait and not static)
+    if static:
+        if work.remote:
+            work.remote.look()
+        for index, shard in enumerate(work.plan.shards):
+            if shard.name not in tally.records:
+                _taken_in(work, index, tally)
+
+
+def _make_share(work: Build, tally: Tally, share: range, *, wait: bool) -> None:
+    pending = [index for index in share if work.plan.shards[index].name not in tally.records]
     while pending:
         busy: list[int] = []
         for index in pending:
@@ -250,7 +292,7 @@ def _make_all(work: Build, tally: Tally) -> None:
             busy = [other for other in busy if not _taken_in(work, other, tally)]  # so that the time left is true
             if record is None:
                 busy.append(index)
-        if busy and not work.settings.wait:
+        if busy and not wait:
             return
         if busy == pending:
             tally.report(f"waiting for {plural(len(busy), 'shard')} of other processes")
@@ -269,7 +311,8 @@ def _taken_in(work: Build, index: int, tally: Tally) -> bool:
 def _done(work: Build, shard: PlannedShard) -> ShardRecord | None:
     """The record of a done shard; None when it is not done, or not sound."""
     with suppress(DtkdError):
-        return read_record(work.cache, shard, work.plan.fingerprint_digest)
+        if work.remote is None or shard.name in work.remote.done:
+            return read_record(work.cache, shard, work.plan.fingerprint_digest, work.remote and work.remote.store)
     return None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.schema import SCHEMA, Drift, Manifest, Sample, ShardRecord, canonical_bytes
 from pipeline.shards import index_bytes
+from pipeline.storage.places import Place
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes
 from teacher_cache.building.lease import acquire, now
@@ -20,8 +21,12 @@ TEMPORARY = (".*.tmp", ".*.stale", ".probe-*")
 TEMPORARY_SECONDS = 600.0
 
 
-def finalize(cache: Path) -> Manifest:
+def finalize(cache: Path, tars: Place | None = None) -> Manifest:
     """Merge the done records into manifest.json and its index; any process, any number of times, with the same bytes.
+
+    Args:
+        cache: folder of the cache.
+        tars: where its tars are, if not in the folder.
 
     Raises:
         DtkdError: a shard is not done, or its record is damaged.
@@ -29,7 +34,7 @@ def finalize(cache: Path) -> Manifest:
     plan = load_plan(cache)
     records = []
     for shard in plan.shards:
-        record = read_record(cache, shard, plan.fingerprint_digest)
+        record = read_record(cache, shard, plan.fingerprint_digest, tars)
         if record is None:
             raise DtkdError(f"{cache}: shard {shard.name} is not done; run the same `dtkd teacher-cache` again")
         records.append(record)

@@ -25,8 +25,9 @@ from pipeline.schema import (
     outputs_of,
     shard_name,
 )
+from pipeline.storage.places import Place, place_of, read_json
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import read_json, sample_file
+from pipeline.system.files import sample_file
 from pipeline.teacher import Teacher
 from teacher_cache.building import crops
 from teacher_cache.building.crops import Tile
@@ -206,21 +207,22 @@ def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
         )
 
 
-def load_plan(cache: Path) -> Plan:
+def load_plan(cache: str | Path | Place) -> Plan:
     """Read plan.json.
 
     Raises:
         DtkdError: there is none, it is damaged, or it has another schema.
     """
+    cache = place_of(cache)
     try:
-        data = read_json(cache / "plan.json")
+        data = read_json(cache, "plan.json")
     except (FileNotFoundError, NotADirectoryError):
-        if (cache / "done").is_dir():
+        if cache.holds("done"):
             raise DtkdError(f"{cache} has lost its plan.json: {PLAN_AGAIN}") from None
         raise DtkdError(f"{cache} is no teacher cache (no plan.json); make one with `dtkd teacher-cache`") from None
     except DtkdError as error:
         raise DtkdError(f"{error}: remove it; {PLAN_AGAIN}") from error
-    check_schema(data, f"{cache}: plan.json", f"remove {cache / 'plan.json'}; {PLAN_AGAIN}")
+    check_schema(data, f"{cache}: plan.json", f"remove {cache}/plan.json; {PLAN_AGAIN}")
     return Plan.from_json(data)
 
 

@@ -1,6 +1,7 @@
 """What stage one makes, and how a process works on it."""
 
 import math
+import re
 from dataclasses import dataclass, field
 
 from pipeline.degradation import Degradation
@@ -12,6 +13,8 @@ from teacher_cache.teachers.settings import TeacherSettings
 
 MOST_THREADS = 8
 """Threads by default, at most: beside one teacher, more only decode photos too early."""
+
+_SHARE = re.compile(r"(\d+)(-(\d+)?)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,12 @@ class BuildSettings:
     """Make finished shards with failed samples again, keeping the good samples."""
     wait: bool = True
     """Wait for shards that other processes are working on, to take over when one of them dies."""
+    shards: str | None = None
+    """Static share of this process: numbers of the plan's shards from 0, `A-B`, `A` or `A-`. It makes these and no
+    others, and waits for nobody; None: all, in turn with the other processes."""
+    local_folder: str = ""
+    """Where shards of a cache at a URL are finished before the store gets them; empty: dtkd in the user's cache
+    folder. It needs room for one shard of each process, and is best the same one when a killed command goes on."""
     lease_seconds: float = TTL
     """Take over a shard whose process on another machine gave no sign for so long."""
     threads: int | None = None
@@ -71,6 +80,28 @@ class BuildSettings:
             raise UsageError(f"max_failure_fraction must be within 0..1, got {self.max_failure_fraction}")
         if self.lease_seconds <= 0:
             raise UsageError(f"lease_seconds must be above 0, got {self.lease_seconds}")
+        self.share(None)
+
+    def share(self, planned: int | None) -> range:
+        """Numbers of the shards that this process makes, of `planned` ones; None: before their number is known.
+
+        Raises:
+            UsageError: `shards` is no share, or begins behind the last shard.
+        """
+        if self.shards is None:
+            return range(planned or 0)
+        match = _SHARE.fullmatch(self.shards)
+        first = int(match[1]) if match else 0
+        last = int(match[3]) if match and match[3] else None if match and match[2] else first
+        if match is None or (last is not None and last < first):
+            raise UsageError(f"shards must be numbers from 0, A-B with A <= B, A or A-, got {self.shards}")
+        if planned is None:
+            return range(0)
+        if first >= planned:
+            raise UsageError(
+                f"shards {self.shards} begins behind the plan's last one: it has the shards 0-{planned - 1}"
+            )
+        return range(first, planned if last is None else min(last + 1, planned))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 from pipeline.corpus import Skipped, scan
 from pipeline.schema import ShardRecord
 from pipeline.shards import done_path
+from pipeline.storage.fetched import LocalFolder
+from pipeline.storage.places import Remote, place_of
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
 from pipeline.system.progress import ProgressEvent, clock_text
@@ -14,6 +16,7 @@ from pipeline.system.words import plural
 from teacher_cache.building.frozen import check_layout
 from teacher_cache.building.plan import Layout, lay_out
 from teacher_cache.building.settings import BuildSettings
+from teacher_cache.remote import RemoteCache, refuse_leases
 
 _OURS = re.compile(r"done|leases|parts|manifest\.(?:json|index)|plan\.json")
 _SHARD = re.compile(r"((?:shard|val)-\d{8})\.tar")
@@ -25,6 +28,8 @@ class Survey:
     """A cache before the work on it."""
 
     cache: Path
+    """Its folder; of a cache at a URL, the one on this machine where its shards are finished."""
+    remote: RemoteCache | None
     settings: BuildSettings
     layout: Layout
     held_out: int
@@ -62,34 +67,47 @@ class Survey:
             work += f", {self.settings.samples} outputs of each"
         if self.done:
             work += f", {self.done} done already"
+        if self.settings.shards:
+            share = self.settings.share(len(self.layout.shards))
+            work += f", in shards 0-{len(self.layout.shards) - 1}: {share[0]}-{share[-1]} here"
         if self.seconds_left:
             work += f"; about {clock_text(self.seconds_left)} left at the pace so far"
         return [*lines, work]
 
 
 def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None = None) -> Survey:
-    """Look at a corpus and at the cache that is to be made of it, or gone on with; nothing is written.
+    """Look at a corpus and at the cache that is to be made of it, or gone on with; nothing is written there.
 
     Args:
         corpus: folder of photos, or `sample` (see `pipeline.corpus.scan`).
-        cache: folder of the cache; new, empty, or begun with the same corpus and settings.
+        cache: folder or URL of the cache; new, empty, or begun with the same corpus and settings.
         settings: what to make and how; defaults where None.
 
     Raises:
         DtkdError: no usable photo, or a folder that is no such cache.
     """
-    cache, settings = Path(cache), settings or BuildSettings()
+    settings = settings or BuildSettings()
+    place = place_of(cache)
+    if isinstance(place, Remote):
+        refuse_leases(place, settings.shards, settings.retry_errors)
     degradation = settings.degradation
     paired = degradation.kind == "paired"
     found = scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
     layout = lay_out(found, settings)
+    settings.share(len(layout.shards))  # refuses one behind the last shard
+    remote = RemoteCache(place, LocalFolder(settings.local_folder).path) if isinstance(place, Remote) else None
+    if remote:
+        remote.begin()
+    cache = remote.folder if remote else Path(cache)
     refuse_strangers(cache)
     check_layout(cache, layout)
     planned = sum(len(shard.samples) for shard in layout.shards)
     records = [record for shard in layout.shards if (record := _record(cache, shard.name))]
+    if remote:
+        records = [record for record in records if record.name in remote.done]
     done, seconds = sum(len(record.samples) for record in records), sum(record.seconds for record in records)
     left = seconds / done * (planned - done) if done else None
-    return Survey(cache, settings, layout, settings.hold_out, planned, done, left)
+    return Survey(cache, remote, settings, layout, settings.hold_out, planned, done, left)
 
 
 def refuse_strangers(cache: Path) -> None:

@@ -19,19 +19,20 @@ from numpy.typing import NDArray
 from pipeline import config, images
 from pipeline.images import Rgb
 from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
-from pipeline.shards import DamagedShardError, check_size, read_member, shard_path
+from pipeline.shards import read_member
+from pipeline.storage.places import Place, Remote, place_of, read_json, whole_file
 from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import ensure_dir, parse_json, read_json, sha256_file
+from pipeline.system.files import ensure_dir, parse_json, sha256_file
 from pipeline.system.progress import OnProgress, ProgressEvent
 from pipeline.system.results import plain
 from pipeline.system.words import plural
 from pipeline.teacher import Teacher
-from teacher_cache.building import crops
+from teacher_cache.building import crops, samples
 from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
-from teacher_cache.building.samples import Request, place_of, restore
+from teacher_cache.building.samples import Request, restore
 from teacher_cache.building.writer import SUFFIX, read_record_alone, reopen
 from teacher_cache.teachers import load
 from teacher_cache.teachers.catalogue import PYTHON
@@ -67,7 +68,7 @@ class Recomputed:
 class VerifyResult:
     """What `verify_cache` found."""
 
-    cache: Path
+    cache: str  # folder or URL
     shards: int  # planned
     samples: int  # read and found sound
     errors: int  # planned samples that stage one recorded as failed
@@ -128,54 +129,54 @@ def verify_cache(
     """Check every shard of a cache completely.
 
     Args:
-        cache: folder of the cache; the corpus is not needed.
+        cache: folder or URL of the cache; the corpus is not needed. Shards at a URL are read whole, one by one.
         recompute: number of samples, chosen by the cache's seed, to make again with `teacher` from what it saw.
         teacher: the teacher that made the cache, where `recompute` is above 0.
         repair: put damaged shards back to "not done", for stage one to make again from their undamaged samples and,
-            for the others, with the teacher.
+            for the others, with the teacher. At a URL they are removed, and made again with the teacher.
         on_progress: called after every shard.
 
     Raises:
         DtkdError: no cache, another schema, a damaged plan, or another teacher than the cache's.
     """
-    cache = Path(cache)
-    plan = load_plan(cache)
+    place = place_of(cache)
+    plan = load_plan(place)
     _check_teacher(plan, recompute, teacher)
     damage: list[Damage] = []
     records: list[ShardRecord] = []
     damaged: set[str] = set()
-    samples = 0
+    sound = 0
     for number, shard in enumerate(plan.shards):
-        record, found = _check_shard(cache, plan, shard)
+        record, found = _check_shard(place, plan, shard)
         damage += found
         if found:
             damaged.add(shard.name)
         if record is not None:
             records.append(record)
-            samples += len(record.ok) - len({item.key for item in found if item.key})
+            sound += len(record.ok) - len({item.key for item in found if item.key})
         if on_progress:
             on_progress(ProgressEvent(number + 1, len(plan.shards), "shards", f"{len(damage)} damaged" * bool(damage)))
     if not damage:
-        damage += _check_manifest(cache, merge(plan, tuple(records)))
-    damage += _foreign(cache, plan)
-    recomputed = tuple(_recompute(cache, plan, records, damage, recompute, teacher)) if teacher and recompute else ()
-    repaired = tuple(_repair(cache, plan, damaged, damage)) if repair and damage else ()
+        damage += _check_manifest(place, merge(plan, tuple(records)))
+    damage += _foreign(place, plan)
+    recomputed = tuple(_recompute(place, plan, records, damage, recompute, teacher)) if teacher and recompute else ()
+    repaired = tuple(_repair(place, plan, damaged, damage)) if repair and damage else ()
     errors = sum(len(record.errors) for record in records)
-    return VerifyResult(cache, len(plan.shards), samples, errors, tuple(damage), recomputed, repaired)
+    return VerifyResult(str(place), len(plan.shards), sound, errors, tuple(damage), recomputed, repaired)
 
 
 def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto") -> Teacher:
     """The teacher that a cache was made with, at the cache's scale, steps and precision.
 
     Args:
-        cache: folder of the cache.
+        cache: folder or URL of the cache.
         name: as given to `teacher_cache.teachers.load`; None takes the name that plan.json keeps.
         device: torch device, or auto.
 
     Raises:
         DtkdError: as `load` and `load_plan`; or plan.json names somebody's code, which only the user may ask to run.
     """
-    plan = load_plan(Path(cache))
+    plan = load_plan(cache)
     if name is None and plan.teacher.startswith(PYTHON):
         raise DtkdError(
             f"{cache} was made with {plan.teacher}: code is not run because a cache names it; if you trust it, say "
@@ -209,7 +210,7 @@ def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
             raise DtkdError(f"this is not the teacher that made the cache ({'; '.join(changes)})")
 
 
-def _check_shard(cache: Path, plan: Plan, shard: PlannedShard) -> tuple[ShardRecord | None, list[Damage]]:
+def _check_shard(cache: Place, plan: Plan, shard: PlannedShard) -> tuple[ShardRecord | None, list[Damage]]:
     """The record, where it is sound, and all that is wrong with the shard."""
     try:
         record = read_record_alone(cache, shard, plan.fingerprint_digest)
@@ -217,16 +218,19 @@ def _check_shard(cache: Path, plan: Plan, shard: PlannedShard) -> tuple[ShardRec
         return None, [Damage(shard.name, str(error))]
     if record is None:
         return None, [Damage(shard.name, "not done; run the same `dtkd teacher-cache` again")]
-    path = shard_path(cache, shard.name)
-    if not path.is_file():
-        return None, [Damage(shard.name, f"{path} is missing")]
-    found = []
     try:
-        check_size(cache, shard.name, record.bytes)
-        if (sha256 := sha256_file(path)) != record.sha256:
-            found.append(Damage(shard.name, f"SHA-256 is {sha256[:12]}..., expected {record.sha256[:12]}..."))
-    except DamagedShardError as error:
-        found.append(Damage(shard.name, str(error)))
+        with whole_file(cache, f"{shard.name}.tar") as path:
+            return record, _check_tar(path, plan, shard, record)
+    except FileNotFoundError:
+        return None, [Damage(shard.name, f"{cache}/{shard.name}.tar is missing")]
+
+
+def _check_tar(path: Path, plan: Plan, shard: PlannedShard, record: ShardRecord) -> list[Damage]:
+    found = []
+    if (size := path.stat().st_size) != record.bytes:
+        found.append(Damage(shard.name, f"the tar has {size} bytes, expected {record.bytes}"))
+    elif (sha256 := sha256_file(path)) != record.sha256:
+        found.append(Damage(shard.name, f"SHA-256 is {sha256[:12]}..., expected {record.sha256[:12]}..."))
     found += _check_layout(path, record)
     for planned, sample in zip(shard.samples, record.samples, strict=True):
         if sample.status == "ok":
@@ -234,7 +238,7 @@ def _check_shard(cache: Path, plan: Plan, shard: PlannedShard) -> tuple[ShardRec
                 _check_sample(path, plan, planned, sample)
             except (DtkdError, OSError, ValueError) as error:
                 found.append(Damage(shard.name, str(error), sample.key))
-    return record, found
+    return found
 
 
 def _check_layout(path: Path, record: ShardRecord) -> Iterator[Damage]:
@@ -254,12 +258,14 @@ def _check_layout(path: Path, record: ShardRecord) -> Iterator[Damage]:
         yield Damage(record.name, f"{count}; the first that differs is {odd[0][2]!r:.80} at {odd[0][0]}", key)
 
 
-def _foreign(cache: Path, plan: Plan) -> Iterator[Damage]:
+def _foreign(cache: Place, plan: Plan) -> Iterator[Damage]:
     """Shards and records that no plan names: readers that take every tar of a folder would take them."""
     names = {shard.name for shard in plan.shards}
-    for path in sorted([*cache.glob("*.tar"), *(cache / "done").glob("*.json")]):
+    found = [Path("done", name) for name in cache.listing("done") if name.endswith(".json")]
+    found += [Path(name) for name in cache.listing() if name.endswith(".tar")]
+    for path in sorted(found):
         if path.stem not in names and not path.name.startswith("."):
-            yield Damage(FOREIGN, f"{path.relative_to(cache)} is not in plan.json: move it out of the cache")
+            yield Damage(FOREIGN, f"{path} is not in plan.json: move it out of the cache")
 
 
 def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample) -> None:
@@ -284,9 +290,9 @@ def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample
         raise DtkdError(f"the json member differs from plan and record in {', '.join(wrong)}")
 
 
-def _check_manifest(cache: Path, expected: Manifest) -> Iterator[Damage]:
+def _check_manifest(cache: Place, expected: Manifest) -> Iterator[Damage]:
     try:
-        if Manifest.from_json(read_json(cache / "manifest.json")) == expected:
+        if Manifest.from_json(read_json(cache, "manifest.json")) == expected:
             return
         reason = "is not what the done records say"
     except FileNotFoundError:
@@ -297,7 +303,7 @@ def _check_manifest(cache: Path, expected: Manifest) -> Iterator[Damage]:
 
 
 def _recompute(
-    cache: Path, plan: Plan, records: list[ShardRecord], damage: list[Damage], count: int, teacher: Teacher
+    cache: Place, plan: Plan, records: list[ShardRecord], damage: list[Damage], count: int, teacher: Teacher
 ) -> Iterator[Recomputed]:
     """Make `count` undamaged samples again, in batches of the shape that made them."""
     shards = {shard.name: shard for shard in plan.shards}
@@ -306,15 +312,16 @@ def _recompute(
     bad = {item.key for item in damage}
     sound = [(record, sample) for record in records for sample in record.ok if sample.key not in bad]
     for record, sample in random.Random(plan.seed).sample(sound, min(count, len(sound))):
-        path = shard_path(cache, record.name)
-        seen = _picture(path, sample, AROUND if plan.context else "lr")
+        names = TEACHERS[: plan.outputs]
+        with whole_file(cache, f"{record.name}.tar") as path:
+            seen, *cached = (_picture(path, sample, name) for name in (AROUND if plan.context else "lr", *names))
         tile = tiles[sample.key]
-        place = place_of(tile, *sizes[tile.source])
+        place = samples.place_of(tile, *sizes[tile.source])
         batch, found = plan.batch(shards[record.name]), []
-        for name in TEACHERS[: plan.outputs]:
+        for name, picture in zip(names, cached, strict=True):
             request = Request(seen, sample_seed(plan.seed, sample.key, name), place)
             again = restore(teacher, [request], batch, plan.context)[0]
-            found.append(_gap(sample.key, _picture(path, sample, name), again))
+            found.append(_gap(sample.key, picture, again))
         gap = np.stack(found)  # (outputs, H, W, 3)
         yield Recomputed(sample.key, int(gap.max()), round(float(gap.mean()), 4))
 
@@ -329,7 +336,11 @@ def _gap(key: str, cached: Rgb, again: Rgb | SampleError) -> NDArray[np.int16]:
     return np.abs(cached.astype(np.int16) - again)
 
 
-def _repair(cache: Path, plan: Plan, names: set[str], damage: Sequence[Damage]) -> Iterator[str]:
+def _repair(place: Place, plan: Plan, names: set[str], damage: Sequence[Damage]) -> Iterator[str]:
+    if isinstance(place, Remote):
+        yield from _remove(place, names)
+        return
+    cache = place.path
     bad = {item.key for item in damage if item.key}
     for name in FOLDERS:  # copying a cache may leave empty folders out
         ensure_dir(cache / name)
@@ -342,3 +353,12 @@ def _repair(cache: Path, plan: Plan, names: set[str], damage: Sequence[Damage]) 
             with lease:
                 reopen(cache, shard, plan.fingerprint_digest, without=bad)
             yield shard.name
+
+
+def _remove(cache: Remote, names: set[str]) -> Iterator[str]:
+    """Remove what is damaged, in the order in which a reader would otherwise trust it."""
+    cache.remove("manifest.json")
+    for name in sorted(names):
+        for file in (f"done/{name}.json", f"{name}.tar"):
+            cache.remove(file)
+    yield from sorted(names) or ["manifest"]

@@ -33,8 +33,10 @@ from pipeline.schema import (
     canonical_json,
 )
 from pipeline.shards import DamagedShardError, check_size, done_path, read_member, shard_path
+from pipeline.storage.places import Place, place_of, read_json
+from pipeline.system import files
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import atomic_write_bytes, fsync_dir, read_json, sha256_file
+from pipeline.system.files import atomic_write_bytes, fsync_dir, sha256_file
 from teacher_cache.building.lease import Lease
 from teacher_cache.building.plan import PlannedShard
 
@@ -152,28 +154,30 @@ def _tar_end(offset: int) -> bytes:
     return bytes(2 * tarfile.BLOCKSIZE + -(offset + 2 * tarfile.BLOCKSIZE) % tarfile.RECORDSIZE)
 
 
-def read_record(cache: Path, shard: PlannedShard, fingerprint: str) -> ShardRecord | None:
-    """Done record of a planned shard, None when the shard is not done.
+def read_record(
+    cache: Path | Place, shard: PlannedShard, fingerprint: str, tars: Place | None = None
+) -> ShardRecord | None:
+    """Done record of a planned shard, None when the shard is not done. Its tar is in `tars`, else in `cache`.
 
     Raises:
         DtkdError: the record is damaged or of another plan, or its tar is missing or has another size.
     """
     record = read_record_alone(cache, shard, fingerprint)
     if record is not None:
-        check_size(cache, shard.name, record.bytes)
+        check_size(tars or cache, shard.name, record.bytes)
     return record
 
 
-def read_record_alone(cache: Path, shard: PlannedShard, fingerprint: str) -> ShardRecord | None:
+def read_record_alone(cache: str | Path | Place, shard: PlannedShard, fingerprint: str) -> ShardRecord | None:
     """`read_record` without a look at the tar."""
-    path = done_path(cache, shard.name)
+    cache, name = place_of(cache), f"done/{shard.name}.json"
     try:
-        record = ShardRecord.from_json(read_json(path))
+        record = ShardRecord.from_json(read_json(cache, name))
     except FileNotFoundError:
         return None
     keys = [sample.key for sample in record.samples]
     if (record.name, record.fingerprint) != (shard.name, fingerprint) or keys != [s.key for s in shard.samples]:
-        raise DtkdError(f"{path} is of another plan; run `dtkd verify {cache} --repair`, then stage one again")
+        raise DtkdError(f"{cache}/{name} is of another plan; run `dtkd verify {cache} --repair`, then stage one again")
     return record
 
 
@@ -185,7 +189,7 @@ def reopen(cache: Path, shard: PlannedShard, fingerprint: str, without: Collecti
     (cache / "manifest.json").unlink(missing_ok=True)
     path = done_path(cache, shard.name)
     with contextlib.suppress(FileNotFoundError, DtkdError):  # a damaged record is of no use: start anew
-        record = ShardRecord.from_json(read_json(path))
+        record = ShardRecord.from_json(files.read_json(path))
         seconds = record.teacher_seconds / max(record.teacher_images, 1)
         lines = [{"schema": SCHEMA, "name": shard.name, "fingerprint": fingerprint}]
         kept = [sample for sample in record.ok if sample.key not in without]
