@@ -16,7 +16,7 @@ from pipeline.system.options import argument, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
 from student.commands import ablate, export, mix, report, train_student, upscale
-from teacher_cache.commands import teacher_cache, train_teacher, verify
+from teacher_cache.commands import status, teacher_cache, train_teacher, verify
 
 app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
 
@@ -134,7 +134,7 @@ def bench(
 
 
 for _command in (
-    *(teacher_cache, verify, train_teacher),
+    *(teacher_cache, status, verify, train_teacher),
     *(train_student, evaluate, report, audit, ablate, mix),
     *(upscale, export, bench),
 ):

@@ -76,6 +76,27 @@ def verify(
     return verify_cache(cache, recompute=recompute, teacher=loaded, repair=repair, on_progress=on_progress)
 
 
+def status(
+    on_progress: OnProgress,
+    cache: options.CacheOption,
+    presentations: Annotated[
+        int | None, option("Samples that a training is shown, for the cost.  [default: 320000]", min=1)
+    ] = None,
+    watch: Annotated[bool, option("Look again and again until it is complete, or Ctrl-C.", "--watch")] = False,
+) -> Result:
+    """How a cache stands: done and planned, time left, who is at work, failures, damage, what the teacher costs.
+
+    It writes nothing and needs neither corpus nor teacher. Exit code 1 if a shard is damaged.
+
+    dtkd status runs/cache
+    dtkd status runs/cache --watch
+    """
+    from teacher_cache.reporting.ledger import PRESENTATIONS
+    from teacher_cache.reporting.status import read_status
+
+    return read_status(cache, presentations or PRESENTATIONS, watch, on_progress)
+
+
 def train_teacher(
     on_progress: OnProgress,
     corpus: options.CorpusOption,

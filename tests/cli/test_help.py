@@ -15,8 +15,8 @@ from teacher_cache.building.plan import BuildSettings
 from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
-    "teacher-cache", "verify", "train-student", "evaluate", "train-teacher", "report", "audit", "ablate", "mix",
-    "upscale", "export", "bench",
+    "teacher-cache", "status", "verify", "train-student", "evaluate", "train-teacher", "report", "audit", "ablate",
+    "mix", "upscale", "export", "bench",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_the_examples_of_the_help_parse(monkeypatch):
 
     places = (
         "teacher_cache.building.survey.survey", "teacher_cache.building.verify.verify_cache",
+        "teacher_cache.reporting.status.read_status",
         "teacher_cache.teachers.load", "teacher_cache.teachers.load_each",
         "student.training.loop.train",
         "student.report.evaluation.evaluate_to_page", "teacher_cache.training.loop.train_teacher",
