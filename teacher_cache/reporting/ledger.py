@@ -44,7 +44,7 @@ class Ledger:
         return [
             f"teacher: {clock_text(self.so_far)} so far, {self.an_image:.3g} s an output",
             f"cost: {clock_text(self.once)} of the teacher once, for this cache; inside the training loop, {asked}: "
-            f"{self.ratio:.3g} times as much",
+            f"{self.ratio:.{1 if self.ratio < 10 else 0}f} times as much",
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Status:
         made = self.done + self.in_work
         share = f"{made} of {plural(self.planned, 'tile')} ({made / max(self.planned, 1):.0%})"
         parts = [share, f"{self.shards_done} of {plural(self.shards, 'shard')}"]
-        parts += [f"{self.in_work} of the tiles in shards in work"] if self.in_work else []
+        parts += [f"{self.in_work} of the tiles in unfinished shards"] if self.in_work else []
         parts += [f"{self.failed} failed"] if self.failed else []
         lines = [f"{self.cache}: corpus {self.corpus}, teacher {self.teacher}", ", ".join(parts), *self._pace()]
         lines += [f"failed in {kind.stage}, {kind.type}: {plural(kind.count, 'tile')}, for example {kind.photo}: "
