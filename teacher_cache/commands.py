@@ -26,9 +26,7 @@ def teacher_cache(
     limit: Annotated[int | None, option("Use this many photos at most.")] = None,
     hold_out: Annotated[int | None, option("Photos kept out of training.  [default: 2]")] = None,
     micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
-    preview: Annotated[
-        int | None, option("Only restore so many tiles, onto the sheet CACHE-preview.png.", min=1, max=64)
-    ] = None,
+    preview: Annotated[int | None, option("Only draw so many tiles, CACHE-preview.png.", min=1, max=64)] = None,
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
@@ -39,33 +37,23 @@ def teacher_cache(
 ) -> Result:
     """Stage one: run the teacher over a corpus, once. It stores (LR, GT, teacher) as WebDataset shards.
 
-    Several processes may run it on one cache at the same time; killed, the same command goes on. With `--preview`
-    nothing of the cache is written: it shows what the teacher makes of a few tiles, and what all would cost.
+    Several processes may run it on one cache at the same time; killed, the same command goes on. `--preview`
+    shows what the teacher makes of a few tiles and what all would cost, and writes nothing of the cache.
 
     dtkd teacher-cache sample runs/cache --preview 8
     dtkd teacher-cache sample runs/cache
     dtkd teacher-cache ~/photos runs/cache --degradation real --hold-out 8
     """
-    from pipeline.system.device import choose
-    from teacher_cache import teachers
-    from teacher_cache.building.build import BuildSettings, build
-    from teacher_cache.building.survey import survey
-    from teacher_cache.reporting.preview import check_sheet, preview_tiles, sheet_path
+    from teacher_cache import stage_one
+    from teacher_cache.building.settings import BuildSettings
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
     given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait}
     how = config.load(BuildSettings, config_files, overrides or (), given)
-    teachers.check_name(teacher)
-    surveyed = survey(corpus, cache, how)
-    if preview:
-        check_sheet(sheet_path(cache))
-    on_progress(surveyed.begin(teacher))
-    chosen = choose(device)
-    loaded = teachers.load(teacher, scale=how.degradation.scale, steps=steps, device=chosen, dtype=dtype)
-    if preview:
-        return preview_tiles(surveyed, loaded, preview, chosen, on_progress)
-    return build(surveyed, loaded, on_progress)
+    return stage_one.run(
+        corpus, cache, teacher, how, on_progress, preview=preview, steps=steps, dtype=dtype, device=device
+    )
 
 
 def verify(
