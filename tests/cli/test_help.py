@@ -49,7 +49,8 @@ def test_the_examples_of_the_help_parse(monkeypatch):
         raise ReachedError
 
     places = (
-        "teacher_cache.stage_one.run", "teacher_cache.building.verify.verify_cache",
+        "teacher_cache.stage_one.run", "teacher_cache.building.survey.survey",
+        "teacher_cache.building.verify.verify_cache",
         "teacher_cache.reporting.status.read_status",
         "teacher_cache.teachers.load", "teacher_cache.teachers.load_each",
         "student.training.loop.train",
