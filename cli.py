@@ -16,7 +16,7 @@ from pipeline.system.options import argument, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
 from student.commands import ablate, export, mix, plot, report, train_student, upscale
-from teacher_cache.commands import check_teacher, teacher_cache, train_teacher, verify
+from teacher_cache.commands import check_teacher, status, teacher_cache, train_teacher, verify
 
 app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
 
@@ -134,7 +134,7 @@ def bench(
 
 
 for _command in (
-    *(teacher_cache, check_teacher, verify, train_teacher),
+    *(teacher_cache, check_teacher, status, verify, train_teacher),
     *(train_student, evaluate, report, plot, audit, ablate, mix),
     *(upscale, export, bench),
 ):

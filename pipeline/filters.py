@@ -56,6 +56,12 @@ def resize_bicubic(image: Array, out_h: int, out_w: int) -> Array:
     return np.ascontiguousarray(x.swapaxes(0, 1))
 
 
+def bicubic(lr: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """The baseline: MATLAB-compatible bicubic upscaling, (h, w, 3) -> (s h, s w, 3), rounded to 8 bits once."""
+    up = resize_bicubic(lr.astype(np.float64), lr.shape[0] * scale, lr.shape[1] * scale)
+    return np.clip(np.rint(up), 0, 255).astype(np.uint8)
+
+
 def resize_bicubic_uint8(image: NDArray[np.uint8], out_h: int, out_w: int) -> NDArray[np.uint8]:
     """Resize (H, W, C) as `resize_bicubic`, rounding and clipping after each direction, as MATLAB does with uint8.
 

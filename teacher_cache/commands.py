@@ -26,6 +26,7 @@ def teacher_cache(
     limit: Annotated[int | None, option("Use this many photos at most.")] = None,
     hold_out: Annotated[int | None, option("Photos kept out of training.  [default: 2]")] = None,
     micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
+    preview: Annotated[int | None, option("Only draw so many tiles, CACHE-preview.png.", min=1, max=64)] = None,
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
     shards: Annotated[
@@ -40,28 +41,24 @@ def teacher_cache(
 ) -> Result:
     """Stage one: run the teacher over a corpus, once. It stores (LR, GT, teacher) as WebDataset shards.
 
-    Several processes may run it on one cache at the same time; killed, the same command goes on.
+    Several processes may run it on one cache at the same time; killed, the same command goes on. `--preview`
+    shows what the teacher makes of a few tiles and what all would cost, and writes nothing of the cache.
 
+    dtkd teacher-cache sample runs/cache --preview 8
     dtkd teacher-cache sample runs/cache
     dtkd teacher-cache ~/photos runs/cache --degradation real --hold-out 8
     dtkd teacher-cache ~/photos runs/cache --shards 0-9
     """
-    from pipeline.system.device import choose
-    from teacher_cache import teachers
-    from teacher_cache.building.build import build
+    from teacher_cache import stage_one
     from teacher_cache.building.settings import StageOneSettings
-    from teacher_cache.building.survey import survey
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
     given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait, "shards": shards}
     how = config.load(StageOneSettings, config_files, overrides or (), given)
-    teachers.check_name(teacher, how.teacher)
-    surveyed = survey(corpus, cache, how)
-    on_progress(surveyed.begin())
-    scale = how.degradation.scale
-    loaded = teachers.load(teacher, scale=scale, steps=steps, device=choose(device), dtype=dtype, settings=how.teacher)
-    return build(surveyed, loaded, on_progress)
+    return stage_one.run(
+        corpus, cache, teacher, how, on_progress, preview=preview, steps=steps, dtype=dtype, device=device
+    )
 
 
 def check_teacher(
@@ -111,6 +108,27 @@ def verify(
 
     loaded = load_teacher(cache, teacher, device) if recompute else None
     return verify_cache(cache, recompute=recompute, teacher=loaded, repair=repair, on_progress=on_progress)
+
+
+def status(
+    on_progress: OnProgress,
+    cache: options.CacheOption,
+    presentations: Annotated[
+        int | None, option("Samples that a training is shown, for the cost.  [default: 320000]", min=1)
+    ] = None,
+    watch: Annotated[bool, option("Look again and again until it is complete, or Ctrl-C.", "--watch")] = False,
+) -> Result:
+    """How a cache stands: done and planned, time left, who is at work, failures, damage, what the teacher costs.
+
+    It writes nothing and needs neither corpus nor teacher. Exit code 1 if a shard is damaged.
+
+    dtkd status runs/cache
+    dtkd status runs/cache --watch
+    """
+    from teacher_cache.reporting.ledger import PRESENTATIONS
+    from teacher_cache.reporting.status import read_status
+
+    return read_status(cache, presentations or PRESENTATIONS, watch, on_progress)
 
 
 def train_teacher(

@@ -25,3 +25,11 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
 def decibels(psnr: float) -> str:
     """`28.53 dB`; between equal pictures psnr is infinite."""
     return f"{psnr:.2f} dB" if math.isfinite(psnr) else "infinite (equal pictures)"
+
+
+def bytes_text(count: float) -> str:
+    """`812 bytes`, `3.4 MB`, `12 GB`; powers of ten."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.{1 if count < 10 * size else 0}f} {unit}"
+    return plural(round(count), "byte")

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from pipeline import images
+from pipeline.filters import bicubic
 from pipeline.images import Rgb
 from pipeline.picture_folder import PictureFolder
 from pipeline.schema import sample_seed
@@ -16,7 +17,7 @@ from pipeline.system.device import Precision, ResolvedPrecision
 from pipeline.system.errors import DtkdError
 from pipeline.system.words import plural
 from pipeline.teacher import Teacher
-from student.evaluation.examples import Example, ExampleSet, bicubic
+from student.evaluation.examples import Example, ExampleSet
 from student.evaluation.scores import Role
 from student.networks import Network, load_network
 

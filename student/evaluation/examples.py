@@ -16,7 +16,6 @@ from pipeline import corpus, images, shards
 from pipeline.corpus import Skipped, Source
 from pipeline.degradation import Degradation
 from pipeline.degrade import degrade
-from pipeline.filters import resize_bicubic
 from pipeline.images import Rgb
 from pipeline.schema import Manifest
 from pipeline.system.errors import DtkdError
@@ -92,12 +91,6 @@ def open_examples(data: Path, scale: int | None = None, limit: int | None = None
     reader = {"HR and LR": _read_pair, "HR": _read_hr, "LR": _read_lr}[kind]
     ids = _short_names([source.id for source in found.sources])
     return ExampleSet(kind, scale, ids[:limit], found.skipped, None, None, lambda i: reader(ids[i], sources[i], scale))
-
-
-def bicubic(lr: Rgb, scale: int) -> Rgb:
-    """The baseline: MATLAB-compatible bicubic upscaling, (h, w, 3) -> (s h, s w, 3), rounded to 8 bits."""
-    up = resize_bicubic(lr.astype(np.float64), lr.shape[0] * scale, lr.shape[1] * scale)
-    return np.clip(np.rint(up), 0, 255).astype(np.uint8)
 
 
 def _read_pair(name: str, source: Source, scale: int) -> Example:

@@ -17,12 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline import images
 from pipeline.fidelity import psnr_y
+from pipeline.filters import bicubic
 from pipeline.images import Rgb
 from pipeline.shards import DamagedShardError
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir
 from pipeline.training.log import RunLog
-from student.evaluation.examples import Example, bicubic
+from student.evaluation.examples import Example
 from student.model import SwinIR
 from student.report.pictures import bands
 from student.report.pictures.windows import Window, busiest_square

@@ -176,17 +176,34 @@ def prepare(corpus: str | Path, cache: str | Path, teacher: Teacher, settings: B
     return _prepare(survey(corpus, cache, settings), teacher)
 
 
-def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
-    cache, settings, layout = surveyed.cache, surveyed.settings, surveyed.layout
-    degradation = settings.degradation
-    if teacher.scale != degradation.scale:
-        raise UsageError(f"the teacher {teacher.name} makes x{teacher.scale}, expected x{degradation.scale} (scale)")
+def plan_for(surveyed: Survey, teacher: Teacher) -> Plan:
+    """The plan of a cache; nothing is written.
+
+    Raises:
+        DtkdError: the teacher does not suit the settings or the photos.
+    """
+    settings, layout = surveyed.settings, surveyed.layout
+    scale = settings.degradation.scale
+    if teacher.scale != scale:
+        raise UsageError(f"the teacher {teacher.name} makes x{teacher.scale}, expected x{scale} (scale)")
     if settings.samples > 1 and not teacher.steps:
         one = f"{teacher.name} has one picture for each photo"
         raise UsageError(f"{one}, nothing that is drawn with a seed: expected --samples 1, got {settings.samples}")
     teacher.check_photos(source.id for source in layout.sources)
     refuse_seen(layout, teacher, settings.hold_out)
-    plan = make_plan(layout, teacher, settings)
+    return make_plan(layout, teacher, settings)
+
+
+def work_on(cache: Path, plan: Plan, surveyed: Survey, teacher: Teacher) -> Build:
+    """All that `process_shard` takes, once the folders of the cache are there."""
+    settings = surveyed.settings
+    photos = Photos({source.id: source for source in surveyed.layout.sources})
+    maker = SampleMaker(photos, teacher, settings.degradation, settings.seed, plan.context, plan.outputs)
+    return Build(cache, plan, maker, settings, surveyed.remote)
+
+
+def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
+    cache, plan = surveyed.cache, plan_for(surveyed, teacher)
     with _explained(cache, "the plan"):
         ensure_dir(cache)
         refuse_strangers(cache)
@@ -195,9 +212,7 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
             ensure_dir(cache / name)
     if surveyed.remote:
         surveyed.remote.put_plan()
-    photos = Photos({source.id: source for source in layout.sources})
-    maker = SampleMaker(photos, teacher, degradation, settings.seed, plan.context, plan.outputs)
-    return Build(cache, plan, maker, settings, surveyed.remote)
+    return work_on(cache, plan, surveyed, teacher)
 
 
 def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:

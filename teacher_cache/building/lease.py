@@ -13,7 +13,9 @@ import platform
 import secrets
 import tempfile
 import threading
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.system.files import create_exclusive, json_bytes
 
@@ -76,6 +78,34 @@ def acquire(folder: Path, name: str, ttl: float = TTL) -> Lease | None:
     if _is_free(path, nonce, ttl) and create_exclusive(path, data):
         return Lease(path, nonce, ttl)
     return None
+
+
+class Holder(NamedTuple):
+    """Who has a lease."""
+
+    shard: str
+    host: str
+    """Empty where the lease is damaged, or was just created; `pid` is then None."""
+    pid: int | None
+    silent: float
+    """Seconds since it was renewed, by the clock of this machine."""
+    stale: bool
+    """Dead, or silent for too long: the next process that wants the shard takes it over."""
+
+
+def holders(folder: Path, ttl: float = TTL) -> list[Holder]:
+    """The leases in a folder, by name. Nothing is written, and a folder that is not there has none."""
+    found = []
+    for path in sorted(folder.glob("[!.]*.json")):
+        try:
+            silent = max(time.time() - path.stat().st_mtime, 0.0)
+        except FileNotFoundError:  # given back meanwhile
+            continue
+        owner = _read_owner(path)
+        host, pid = owner.get("host"), owner.get("pid")
+        stale = silent > ttl or _is_dead(owner)
+        found.append(Holder(path.stem, str(host or ""), pid if isinstance(pid, int) else None, round(silent, 1), stale))
+    return found
 
 
 def _is_free(path: Path, nonce: str, ttl: float) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,13 +81,14 @@ def merge(plan: Plan, records: tuple[ShardRecord, ...]) -> Manifest:
         errors=plan.planned - len(ok),
         teacher_seconds=round(sum(record.teacher_seconds for record in records), 3),
         teacher_images=sum(record.teacher_images for record in records),
-        drift=_drift(ok),
+        drift=drift_of(ok),
         shards=records,
         about=plan.about,
     )
 
 
-def _drift(samples: list[Sample]) -> Drift | None:
+def drift_of(samples: Sequence[Sample]) -> Drift | None:
+    """Colour drift of samples; None where none has any."""
     drifts = [(sample.drift, sample.key) for sample in samples if sample.drift is not None]
     if not drifts:
         return None

@@ -16,6 +16,7 @@ from typing import Any
 from pipeline.corpus import Corpus, Skipped, Source, split_photos
 from pipeline.schema import (
     SCHEMA,
+    SPLITS,
     Json,
     Split,
     canonical_json,
@@ -127,6 +128,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class OutlinedShard:
+    """A planned shard without its tiles."""
+
+    name: str
+    split: Split
+    keys: tuple[str, ...]
+    photos: tuple[int, ...]
+    """Number of each sample's photo in `Plan.sources`."""
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A plan without its tiles: what can be known of a cache of many shards in a moment."""
+
+    plan: Plan
+    """Without its shards."""
+    shards: tuple[OutlinedShard, ...]
+
+    @property
+    def planned(self) -> int:
+        """Number of samples."""
+        return sum(len(shard.keys) for shard in self.shards)
+
+    def photo(self, shard: OutlinedShard, key: str) -> str:
+        """Id of the photo that a sample is of."""
+        return self.plan.sources[shard.photos[shard.keys.index(key)]][0]
+
+
+@dataclass(frozen=True)
 class Layout:
     """The part of a plan that no teacher is needed for."""
 
@@ -213,7 +243,25 @@ def load_plan(cache: str | Path | Place) -> Plan:
     Raises:
         DtkdError: there is none, it is damaged, or it has another schema.
     """
-    cache = place_of(cache)
+    return Plan.from_json(_read(place_of(cache)))
+
+
+def load_outline(cache: Path) -> Outline:
+    """Read plan.json as far as it tells which samples there are: several times faster than `load_plan`.
+
+    Raises:
+        DtkdError: as `load_plan`.
+    """
+    data = _read(place_of(cache))
+    plan = Plan.from_json(data | {"shards": []})
+    try:
+        outlined = tuple(_outlined(shard, len(plan.sources)) for shard in data["shards"])
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DtkdError(f"plan.json is damaged ({type(error).__name__}: {error}): remove it; {PLAN_AGAIN}") from error
+    return Outline(plan, outlined)
+
+
+def _read(cache: Place) -> Json:
     try:
         data = read_json(cache, "plan.json")
     except (FileNotFoundError, NotADirectoryError):
@@ -223,7 +271,7 @@ def load_plan(cache: str | Path | Place) -> Plan:
     except DtkdError as error:
         raise DtkdError(f"{error}: remove it; {PLAN_AGAIN}") from error
     check_schema(data, f"{cache}: plan.json", f"remove {cache}/plan.json; {PLAN_AGAIN}")
-    return Plan.from_json(data)
+    return data
 
 
 def _layout_fingerprint(sources: Sequence[tuple[str, int, int, str]], settings: BuildSettings) -> Json:
@@ -272,3 +320,11 @@ def _shard_from_json(data: Json, sources: Sequence[tuple[str, int, int, str]]) -
         for key, number, x, y, width, height in data["samples"]
     )
     return PlannedShard(str(data["name"]), split, samples)
+
+
+def _outlined(shard: Json, sources: int) -> OutlinedShard:
+    split = shard["split"]
+    keys, photos = zip(*((str(key), int(number)) for key, number, *_ in shard["samples"]), strict=True)
+    if split not in SPLITS or not 0 <= min(photos) <= max(photos) < sources:
+        raise ValueError(f"shard {shard['name']}")
+    return OutlinedShard(str(shard["name"]), split, keys, photos)

@@ -8,11 +8,11 @@ from pipeline.corpus import Skipped, scan
 from pipeline.schema import ShardRecord
 from pipeline.shards import done_path
 from pipeline.storage.fetched import LocalFolder
-from pipeline.storage.places import Remote, place_of
+from pipeline.storage.places import Place, Remote, place_of
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import read_json
 from pipeline.system.progress import ProgressEvent, clock_text
-from pipeline.system.words import plural
+from pipeline.system.words import bytes_text, plural
 from teacher_cache.building.frozen import check_layout
 from teacher_cache.building.plan import Layout, lay_out
 from teacher_cache.building.settings import BuildSettings
@@ -20,6 +20,7 @@ from teacher_cache.remote import RemoteCache, refuse_leases
 
 _OURS = re.compile(r"done|leases|parts|manifest\.(?:json|index)|plan\.json")
 _SHARD = re.compile(r"((?:shard|val)-\d{8})\.tar")
+_BYTES_A_PIXEL = 1.39  # of photos as lossless WebP, as the cache has it (LOG.md)
 _NAMED = 20  # skipped photos that `Survey.lines` names
 
 
@@ -40,6 +41,13 @@ class Survey:
     """Samples of shards that are finished already."""
     seconds_left: float | None
     """For one process at the pace of the finished shards; None while there is none to go by."""
+    bytes: int
+    """That the finished cache will have, about."""
+
+    @property
+    def place(self) -> Place:
+        """Where the cache will be read from."""
+        return self.remote.store if self.remote else place_of(self.cache)
 
     @property
     def photos(self) -> int:
@@ -51,9 +59,13 @@ class Survey:
         """Files that cannot be used."""
         return self.layout.corpus.skipped
 
-    def begin(self) -> ProgressEvent:
-        """The first event of the work, which tells what will be done."""
-        return ProgressEvent(self.done, self.planned, "tiles", summary="\n".join(self.lines))
+    def begin(self, teacher: str) -> ProgressEvent:
+        """The first event of the work, which tells what will be done with the teacher of this name."""
+        how = self.settings
+        outputs = plural(how.samples, "output") + " a tile"
+        made = f"LR images: {how.degradation.kind}, x{how.degradation.scale}; teacher: {teacher}, {outputs}"
+        what = f"{made}; seed {how.seed}; about {bytes_text(self.bytes)} in {self.place}"
+        return ProgressEvent(self.done, self.planned, "tiles", summary="\n".join([*self.lines, what]))
 
     @property
     def lines(self) -> list[str]:
@@ -107,7 +119,8 @@ def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None
         records = [record for record in records if record.name in remote.done]
     done, seconds = sum(len(record.samples) for record in records), sum(record.seconds for record in records)
     left = seconds / done * (planned - done) if done else None
-    return Survey(cache, remote, settings, layout, settings.hold_out, planned, done, left)
+    size = sum(record.bytes for record in records) / done * planned if done else _bytes(layout, settings)
+    return Survey(cache, remote, settings, layout, settings.hold_out, planned, done, left, round(size))
 
 
 def refuse_strangers(cache: Path) -> None:
@@ -127,6 +140,12 @@ def _is_ours(path: Path) -> bool:
     """Whether a cache that lost its plan.json would have this file; a tar counts by its done record."""
     shard = _SHARD.fullmatch(path.name)
     return bool(_OURS.fullmatch(path.name)) or bool(shard and done_path(path.parent, shard[1]).exists())
+
+
+def _bytes(layout: Layout, settings: BuildSettings) -> float:
+    """What a cache takes whose pictures are as photos are: GT, outputs, LR image, and this with its surroundings."""
+    pixels = sum(sample.tile.width * sample.tile.height for shard in layout.shards for sample in shard.samples)
+    return pixels * (1 + settings.samples + 2 / settings.degradation.scale**2) * _BYTES_A_PIXEL
 
 
 def _record(cache: Path, name: str) -> ShardRecord | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pipeline.schema import Drift, Sample, ShardRecord
 from pipeline.system.errors import DtkdError
-from pipeline.system.progress import OnProgress, ProgressEvent
+from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
 from teacher_cache.building.plan import Plan
 
 FAILURES = 20
@@ -33,7 +33,7 @@ class Tally:
         """Start with nothing seen."""
         self._plan, self._allowed, self._on_progress = plan, max_failure_fraction, on_progress
         self._current: Sequence[Sample] = ()
-        self._processed, self._errors = 0, 0  # of finished shards
+        self._processed, self._errors, self._teacher_seconds = 0, 0, 0.0  # of finished shards
         self._example: Sample | None = None
         self.records: dict[str, ShardRecord] = {}
         self.computed = 0  # samples of shards that this process finished
@@ -69,6 +69,7 @@ class Tally:
             self.records[record.name] = record
             self._processed += len(record.samples)
             self._errors += len(record.errors)
+            self._teacher_seconds += record.teacher_seconds
             self._example = self._example or next(iter(record.errors), None)
             self.computed += len(self._current)
         self._current = ()
@@ -76,10 +77,11 @@ class Tally:
             self.report()
 
     def report(self, note: str = "") -> None:
-        """Tell the caller's progress callback."""
+        """Tell the caller's progress callback; the teacher's time is that of finished shards, of all processes."""
         if self._on_progress:
             failed = f"{self.errors} failed" if self.errors else ""
-            text = ", ".join(part for part in (failed, note) if part)
+            taught = f"teacher {clock_text(self._teacher_seconds)}" if self._teacher_seconds else ""
+            text = ", ".join(part for part in (failed, taught, note) if part)
             self._on_progress(ProgressEvent(self.processed, self._plan.planned, "tiles", text))
 
     def check(self) -> None:

@@ -38,7 +38,7 @@ from pipeline.system import files
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes, fsync_dir, sha256_file
 from teacher_cache.building.lease import Lease
-from teacher_cache.building.plan import PlannedShard
+from teacher_cache.building.plan import OutlinedShard, PlannedShard
 
 SUFFIX = {name: f"{name}.webp" for name in (*MEMBERS, *TEACHERS, AROUND)} | {"json": "json"}
 """A member's name in a record -> its suffix in the tar."""
@@ -210,7 +210,7 @@ class Adoptable:
         for journal in sorted((cache / "parts").glob(f"{shard.name}.*.jsonl")):
             part = journal.with_suffix(".tar")
             tar = part if part.exists() else shard_path(cache, shard.name)  # killed between rename and done record
-            for sample, seconds in _read_journal(journal, shard, fingerprint):
+            for sample, seconds in read_journal(journal, shard, fingerprint):
                 if with_errors or sample.status == "ok":
                     self._found.setdefault(sample.key, []).append((tar, sample, seconds))
 
@@ -234,7 +234,7 @@ def _append(journal: IO[str], line: object) -> None:
     journal.flush()
 
 
-def _read_journal(path: Path, shard: PlannedShard, fingerprint: str) -> Iterator[tuple[Sample, float]]:
+def read_journal(path: Path, shard: PlannedShard | OutlinedShard, fingerprint: str) -> Iterator[tuple[Sample, float]]:
     """Samples of a journal up to the first line that is torn or not ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, DtkdError), open(path, encoding="utf-8") as file:
         header = json.loads(next(file, "null"))

@@ -14,8 +14,8 @@ from teacher_cache.building.settings import BuildSettings, StageOneSettings
 from teacher_cache.training.settings import TeacherRunSettings
 
 COMMANDS = (
-    "teacher-cache", "check-teacher", "verify", "train-teacher", "train-student", "evaluate", "report", "plot", "audit",
-    "ablate", "mix", "upscale", "export", "bench",
+    "teacher-cache", "check-teacher", "status", "verify", "train-teacher", "train-student", "evaluate", "report",
+    "plot", "audit", "ablate", "mix", "upscale", "export", "bench",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 import math
 
-from pipeline.system.words import decibels, nearest, plural
+from pipeline.system.words import bytes_text, decibels, nearest, plural
 
 
 def test_one_and_many():
@@ -19,3 +19,8 @@ def test_the_nearest_word_is_the_same_in_capitals_before_all_others():
 def test_decibels_of_equal_pictures_are_words():
     assert decibels(28.534) == "28.53 dB"
     assert decibels(math.inf) == "infinite (equal pictures)"
+
+
+def test_bytes_are_told_in_powers_of_ten_with_two_digits_at_least():
+    counts = (1, 812, 3400, 3.4e6, 12_300_000_000, 2.04e12)
+    assert [bytes_text(n) for n in counts] == ["1 byte", "812 bytes", "3.4 kB", "3.4 MB", "12 GB", "2.0 TB"]

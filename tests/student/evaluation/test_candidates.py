@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline import images
+from pipeline.filters import bicubic
 from pipeline.system.errors import DtkdError, UsageError
 from student.evaluation.evaluate import EvaluationSettings, evaluate
-from student.evaluation.examples import bicubic, open_examples
+from student.evaluation.examples import open_examples
 
 FIDELITY = EvaluationSettings(metrics=("psnr_y", "ssim_y"))
 SHARED = Path(__file__).parents[4] / "shared/data"

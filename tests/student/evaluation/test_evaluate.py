@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline import images
+from pipeline.filters import bicubic
 from pipeline.system.errors import DtkdError
 from student import checkpoint, networks
 from student.evaluation import metrics
 from student.evaluation.evaluate import EvaluationSettings, evaluate
-from student.evaluation.examples import bicubic, open_examples
+from student.evaluation.examples import open_examples
 from student.model import build
 from teacher_cache.building.build import build_cache
 

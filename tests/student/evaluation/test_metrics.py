@@ -15,9 +15,9 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from pipeline import images
+from pipeline.filters import bicubic
 from pipeline.system.errors import DtkdError, UsageError
 from student.evaluation import metrics
-from student.evaluation.examples import bicubic
 from student.evaluation.libraries import offline
 
 ROOT = Path(__file__).parents[3]

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline import fidelity, images
+from pipeline.filters import bicubic
 from pipeline.system.errors import UsageError
 from student.evaluation.evaluate import EvaluationSettings, evaluate
-from student.evaluation.examples import bicubic, open_examples
+from student.evaluation.examples import open_examples
 from student.evaluation.protocols import PROTOCOLS
 
 SHARED = Path(__file__).parents[4] / "shared/data"

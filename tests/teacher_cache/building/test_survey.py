@@ -79,6 +79,17 @@ def test_other_files_are_noticed_before_the_teacher_is_loaded(corpus, tmp_path):
             survey(corpus, tmp_path / name, settings())
 
 
+def test_progress_tells_the_teachers_time_so_far(corpus, cache):
+    """Of the shards that are finished, by whomever."""
+    (cache / "manifest.json").unlink()
+    for path in (cache / "done").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"teacher_seconds": 720.0}))
+    events = []
+    build_cache(str(corpus), cache, NoisyBicubic(), settings(), events.append)
+    expected = ("12:00 min", "24:00 min", "36:00 min", "48:00 min", "1:00 h")
+    assert [event.note for event in events] == [f"teacher {text}" for text in expected]
+
+
 # Lost and damaged files ----------------------------------------------------------------------------------------------
 
 
