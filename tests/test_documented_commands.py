@@ -27,6 +27,7 @@ NOT_TYPED = {
     "that the script exists is checked",
     "tensorboard --logdir": "serves until it is stopped, and is a program of its own",
     "dtkd --install-completion": "changes the files of the user's shell",
+    "sbatch": "needs a SLURM cluster; that the script exists is checked, and its own test runs it",
     "accelerate launch": "named beside pipeline.system.launch, which is its own launcher and is typed",
 }
 """Beginnings of commands that are not typed here, and why."""
@@ -148,8 +149,8 @@ def check_excused(command: Command) -> None:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         wanted = re.findall(r"dtkd\[([a-z,]+)\]", command.text)
         assert wanted and all(extra in extras for extra in wanted[0].split(",")), command
-    if command.program == "python":
-        assert (ROOT / words[1]).is_file(), command
+    if command.program in ("python", "sbatch"):
+        assert (ROOT / next(word for word in words[1:] if not word.startswith("-"))).is_file(), command
 
 
 @pytest.mark.parametrize("command", ALL, ids=IDS)
