@@ -27,6 +27,8 @@ NOT_TYPED = {
     "that the script exists is checked",
     "tensorboard --logdir": "serves until it is stopped, and is a program of its own",
     "dtkd --install-completion": "changes the files of the user's shell",
+    "python examples/ray_cache.py": "needs Ray; that the script exists is checked, and its own test runs it",
+    "ray start": "a program of its own, which stays",
     "sbatch": "needs a SLURM cluster; that the script exists is checked, and its own test runs it",
     "accelerate launch": "named beside pipeline.system.launch, which is its own launcher and is typed",
 }
