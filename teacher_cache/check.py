@@ -24,7 +24,7 @@ from pipeline.teacher import Place, Teacher
 from teacher_cache.building.build import Build, prepare
 from teacher_cache.building.settings import BuildSettings
 from teacher_cache.building.tally import DRIFT_LEVELS
-from teacher_cache.building.verify import TOLERANCE
+from teacher_cache.recompute import TOLERANCE
 
 ODD = (33, 47)
 """Most height and width of an LR image whose sides no network's strides divide."""

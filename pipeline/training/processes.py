@@ -3,7 +3,6 @@
 `accelerate launch` or `torchrun` starts the processes; every function here is called on all of them.
 """
 
-import atexit
 import hashlib
 import json
 import math
@@ -57,15 +56,7 @@ def launch(device: DeviceChoice) -> Accelerator:
         leave_at_exit()
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    if accelerator.num_processes > 1:
-        atexit.register(_leave_group)
     return accelerator
-
-
-def _leave_group() -> None:
-    """Take leave of the other processes: else gloo's threads may abort this one after its work is done."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def agree(accelerator: Accelerator, values: Mapping[str, Tensor], stop: bool) -> Seen:

@@ -5,8 +5,6 @@ back to "not done"; running stage one again then makes them anew, from the undam
 """
 
 import dataclasses
-import json
-import random
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline import config, images
-from pipeline.images import Rgb
-from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, SampleError, ShardRecord, difference, sample_seed
+from pipeline import config
+from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, ShardRecord
 from pipeline.shards import read_member
 from pipeline.storage.places import Place, Remote, place_of, read_json, whole_file
 from pipeline.system.device import choose
@@ -28,19 +24,16 @@ from pipeline.system.progress import OnProgress, ProgressEvent
 from pipeline.system.results import plain
 from pipeline.system.words import plural
 from pipeline.teacher import Teacher
-from teacher_cache.building import crops, samples
+from teacher_cache.building import crops
 from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
-from teacher_cache.building.samples import Request, restore
 from teacher_cache.building.writer import SUFFIX, read_record_alone, reopen
+from teacher_cache.recompute import TOLERANCE, Recomputed, check_teacher, read_picture
+from teacher_cache.recompute import recompute as again
 from teacher_cache.teachers import load
 from teacher_cache.teachers.catalogue import PYTHON
 from teacher_cache.teachers.settings import TeacherSettings
-
-TOLERANCE = 1
-"""Largest difference in 8-bit levels that a recomputed sample may show: another machine rounds floats differently."""
-
 
 FOREIGN = "foreign file"
 """`Damage.shard` of what the cache's plan knows nothing of."""
@@ -53,15 +46,6 @@ class Damage:
     shard: str  # name, or "manifest", or FOREIGN
     reason: str
     key: str | None = None  # of the sample, where it is one sample's
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """One sample whose outputs the teacher made again."""
-
-    key: str
-    max_difference: int  # 8-bit levels
-    mean_difference: float  # 8-bit levels
 
 
 @dataclass(frozen=True)
@@ -141,7 +125,7 @@ def verify_cache(
     """
     place = place_of(cache)
     plan = load_plan(place)
-    _check_teacher(plan, recompute, teacher)
+    check_teacher(plan, recompute, teacher)
     damage: list[Damage] = []
     records: list[ShardRecord] = []
     damaged: set[str] = set()
@@ -159,7 +143,8 @@ def verify_cache(
     if not damage:
         damage += _check_manifest(place, merge(plan, tuple(records)))
     damage += _foreign(place, plan)
-    recomputed = tuple(_recompute(place, plan, records, damage, recompute, teacher)) if teacher and recompute else ()
+    bad = {item.key for item in damage if item.key}
+    recomputed = tuple(again(place, plan, records, bad, recompute, teacher)) if teacher and recompute else ()
     repaired = tuple(_repair(place, plan, damaged, damage)) if repair and damage else ()
     errors = sum(len(record.errors) for record in records)
     return VerifyResult(str(place), len(plan.shards), sound, errors, tuple(damage), recomputed, repaired)
@@ -197,17 +182,6 @@ def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto
 
 def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
-    if recompute and teacher is None:
-        raise DtkdError(
-            f"recomputing {plural(recompute, 'sample')} needs the teacher that made the cache: {plan.teacher}"
-        )
-    if teacher and recompute:
-        changes = difference(plan.fingerprint.get("teacher"), json.loads(json.dumps(teacher.fingerprint())), "teacher")
-        if changes:
-            raise DtkdError(f"this is not the teacher that made the cache ({'; '.join(changes)})")
 
 
 def _check_shard(cache: Place, plan: Plan, shard: PlannedShard) -> tuple[ShardRecord | None, list[Damage]]:
@@ -271,7 +245,7 @@ def _foreign(cache: Place, plan: Plan) -> Iterator[Damage]:
 def _check_sample(path: Path, plan: Plan, planned: PlannedSample, sample: Sample) -> None:
     """CRC, decodability, sizes, and the description of one sample."""
     tile, scale = planned.tile, plan.scale
-    pictures = {name: _picture(path, sample, name) for name in sample.members if name != "json"}
+    pictures = {name: read_picture(path, sample, name) for name in sample.members if name != "json"}
     height, width, more = tile.height // scale, tile.width // scale, 2 * plan.context
     large = dict.fromkeys(("gt", *TEACHERS[: plan.outputs]), (tile.height, tile.width, 3))
     expected = {"lr": (height, width, 3)} | large
@@ -300,40 +274,6 @@ def _check_manifest(cache: Place, expected: Manifest) -> Iterator[Damage]:
     except DtkdError as error:
         reason = str(error)
     yield Damage("manifest", f"manifest.json {reason}; run the same `dtkd teacher-cache` again")
-
-
-def _recompute(
-    cache: Place, plan: Plan, records: list[ShardRecord], damage: list[Damage], count: int, teacher: Teacher
-) -> Iterator[Recomputed]:
-    """Make `count` undamaged samples again, in batches of the shape that made them."""
-    shards = {shard.name: shard for shard in plan.shards}
-    tiles = {planned.key: planned.tile for shard in plan.shards for planned in shard.samples}
-    sizes = {photo: (width, height) for photo, width, height, _ in plan.sources}
-    bad = {item.key for item in damage}
-    sound = [(record, sample) for record in records for sample in record.ok if sample.key not in bad]
-    for record, sample in random.Random(plan.seed).sample(sound, min(count, len(sound))):
-        names = TEACHERS[: plan.outputs]
-        with whole_file(cache, f"{record.name}.tar") as path:
-            seen, *cached = (_picture(path, sample, name) for name in (AROUND if plan.context else "lr", *names))
-        tile = tiles[sample.key]
-        place = samples.place_of(tile, *sizes[tile.source])
-        batch, found = plan.batch(shards[record.name]), []
-        for name, picture in zip(names, cached, strict=True):
-            request = Request(seen, sample_seed(plan.seed, sample.key, name), place)
-            again = restore(teacher, [request], batch, plan.context)[0]
-            found.append(_gap(sample.key, picture, again))
-        gap = np.stack(found)  # (outputs, H, W, 3)
-        yield Recomputed(sample.key, int(gap.max()), round(float(gap.mean()), 4))
-
-
-def _picture(path: Path, sample: Sample, name: str) -> Rgb:
-    return images.decode_webp(read_member(path, sample.members[name]))
-
-
-def _gap(key: str, cached: Rgb, again: Rgb | SampleError) -> NDArray[np.int16]:
-    if isinstance(again, SampleError):
-        raise DtkdError(f"{key}: the teacher failed: {again.type}: {again.message}")
-    return np.abs(cached.astype(np.int16) - again)
 
 
 def _repair(place: Place, plan: Plan, names: set[str], damage: Sequence[Damage]) -> Iterator[str]:

@@ -344,10 +344,3 @@ def test_an_exact_picture_counts_100_db(cache, tmp_path, monkeypatch):
     load_measures.cache_clear()
     assert result.validation["psnr_y"] == result.best.figure == 100
     assert rows(tmp_path)[-1]["val_psnr_y"] == 100
-
-
-def test_validation_is_left_out_without_held_out_samples(tmp_path):
-    cache = write_cache(tmp_path / "c", val=0)
-    result = train(cache, tmp_path / "run", settings("train.steps=1", "data.workers=0"))
-    assert (result.validation, result.best) == ({}, None)
-    assert not (tmp_path / "run" / BEST).exists()

@@ -244,3 +244,10 @@ def test_a_missing_package_is_refused_with_its_remedy(cache, tmp_path, monkeypat
     validation.load_measures.cache_clear()
     with pytest.raises(DtkdError, match=r"dss cannot run here \(piq .*: pip install piq, or set train.val_metrics=psn"):
         train(cache, tmp_path, settings())
+
+
+def test_validation_is_left_out_without_held_out_samples(tmp_path):
+    cache = write_cache(tmp_path / "c", val=0)
+    result = train(cache, tmp_path / "run", settings("train.steps=1"))
+    assert (result.validation, result.best) == ({}, None)
+    assert not (tmp_path / "run" / BEST).exists()
