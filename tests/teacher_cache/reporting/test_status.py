@@ -153,7 +153,11 @@ def test_watching_ends_when_the_cache_is_complete(corpus, tmp_path, monkeypatch)
 def test_ctrl_c_ends_watching_with_the_last_status(corpus, tmp_path):
     cache = tmp_path / "cache"
     process_shard(prepare(str(corpus), cache, NoisyBicubic(), settings()), 0)
-    found = read_status(cache, watch=True, on_progress=lambda event: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        found = read_status(cache, watch=True, on_progress=lambda event: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (found.done, found.complete, found.failure) == (5, False, None)
 
 
