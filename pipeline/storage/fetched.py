@@ -148,8 +148,8 @@ class FetchAhead:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give up what was not begun."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Give up what was not begun, and wait for what was: Python would at its end."""
+        self._pool.shutdown(cancel_futures=True)
 
     def expect(self, names: Set[str]) -> None:
         """Fetch those of the shards that were not expected the last time."""

@@ -94,4 +94,5 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _write(text: str, stream: IO[str]) -> None:
-    print(text, file=stream, flush=True)
+    stream.write(f"{text}\n")  # at once: several processes may share a terminal
+    stream.flush()
