@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,15 @@ from pipeline.system.files import ensure_dir
 
 _LOCKS = 16
 """Lock files in the folder: as many shards are fetched at once."""
+_threads = [threading.Lock() for _ in range(_LOCKS)]
+"""The same for the threads of this process, which its file locks do not tell apart."""
+
+
+def _forget_threads() -> None:
+    _threads[:] = [threading.Lock() for _ in range(_LOCKS)]
+
+
+os.register_at_fork(after_in_child=_forget_threads)  # whoever held one is not in the child
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,8 @@ class FetchedShards:
         """Make sure that a shard is there; raises as `open` does."""
         shard = self._shards[name]
         ensure_dir(self._folder)
-        with _locked(self._folder / f".lock-{sum(name.encode()) % _LOCKS}"):
+        number = sum(name.encode()) % _LOCKS
+        with _threads[number], _locked(self._folder / f".lock-{number}"):
             if self._sound(shard):
                 return
             self._make_room(shard)
