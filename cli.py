@@ -20,6 +20,8 @@ from teacher_cache.commands import check_teacher, status, teacher_cache, train_t
 
 app = options.application("Distil a multi-step diffusion super-resolution teacher into a one-pass transformer student.")
 
+_Benched = Literal["student", "train", "teacher", "cache"]
+
 
 @app.callback()
 def _root(show_version: options.VersionOption = False) -> None:
@@ -86,9 +88,7 @@ def audit(
 
 def bench(
     on_progress: OnProgress,
-    what: Annotated[
-        Literal["student", "train", "teacher", "cache"], argument("student|train|teacher|cache", "What to measure.")
-    ],
+    what: Annotated[_Benched, argument("student|train|teacher|cache", "What to measure.")],
     preset: Annotated[str, option("Preset of the student.")] = "light",
     compiled: Annotated[bool, option("Networks in PyTorch through torch.compile.", "--compile")] = False,
     teacher: options.TeacherOption = "embedded",

@@ -9,15 +9,15 @@ from pipeline.system.options import argument, listing, option
 from pipeline.system.progress import OnProgress
 from pipeline.system.results import Result
 
+_Kind = Literal["bicubic", "real", "paired"]
+
 
 def teacher_cache(
     on_progress: OnProgress,
     corpus: options.CorpusOption,
     cache: Annotated[str, argument("CACHE", "Folder or URL (s3://...) to write; the same command goes on.")],
     teacher: options.TeacherOption = "embedded",
-    degradation: Annotated[
-        Literal["bicubic", "real", "paired"] | None, option("Of LR images.  [default: real]")
-    ] = None,
+    degradation: Annotated[_Kind | None, option("Of LR images.  [default: real]")] = None,
     scale: Annotated[int | None, option("HR pixels to an LR pixel.  [default: 4]")] = None,
     tile: Annotated[int | None, option("Side of a training tile in HR pixels.  [default: 256]")] = None,
     steps: options.StepsOption = None,
@@ -29,10 +29,7 @@ def teacher_cache(
     preview: Annotated[int | None, option("Only draw so many tiles, CACHE-preview.png.", min=1, max=64)] = None,
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
-    shards: Annotated[
-        str | None,
-        option("Make only these of the plan's shards, numbered from 0, and wait for nobody.", metavar="A-B|A|A-"),
-    ] = None,
+    shards: Annotated[str | None, option("Only these of the plan, numbered from 0.", metavar="A-B|A|A-")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
     device: options.DeviceOption = "auto",
     config_files: options.ConfigFiles = None,

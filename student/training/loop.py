@@ -103,7 +103,6 @@ def _loop(
             processes.seed_step(t.seed, state.step, accelerator.process_index)  # of drop path
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
             set_learning_rate(optimizer, rate)
-
             with state.autocast(accelerator.device):
                 sr = model(batch.lr)
             shift = grid_shift(state.step, t.seed, settings.loss)

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from pipeline.system.errors import DtkdError
-from pipeline.system.words import plural
+from pipeline.system.words import bytes_text, plural
 from pipeline.training import checkpoint, processes
 from pipeline.training.run_folder import Resume
 from student.dataset import CacheDataset
@@ -102,14 +102,10 @@ def _disk(run: Path, student: SwinIR, keep: int) -> str:
     there = sum(path.stat().st_size for path in mine if path.is_file())
     parent = next(folder for folder in (run.absolute(), *run.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(parent).free
-    text = f"checkpoints and students take {_bytes(needed)}"
+    text = f"checkpoints and students take {bytes_text(needed)}"
     if needed > free + there:
         raise DtkdError(
-            f"{run}: {text} (train.keep={keep}), but its disk has {_bytes(free)} free: make room, or choose another "
-            "folder"
+            f"{run}: {text} (train.keep={keep}), but its disk has {bytes_text(free)} free: make room, or choose "
+            "another folder"
         )
-    return f"{text} of the disk, {_bytes(free)} are free"
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return f"{text} of the disk, {bytes_text(free)} are free"

@@ -143,11 +143,22 @@ def verify_cache(
     if not damage:
         damage += _check_manifest(place, merge(plan, tuple(records)))
     damage += _foreign(place, plan)
-    bad = {item.key for item in damage if item.key}
-    recomputed = tuple(again(place, plan, records, bad, recompute, teacher)) if teacher and recompute else ()
+    recomputed = _again(place, plan, records, damage, recompute, teacher)
     repaired = tuple(_repair(place, plan, damaged, damage)) if repair and damage else ()
     errors = sum(len(record.errors) for record in records)
     return VerifyResult(str(place), len(plan.shards), sound, errors, tuple(damage), recomputed, repaired)
+
+
+def _again(
+    place: Place,
+    plan: Plan,
+    records: Sequence[ShardRecord],
+    damage: Sequence[Damage],
+    count: int,
+    teacher: Teacher | None,
+) -> tuple[Recomputed, ...]:
+    bad = {item.key for item in damage if item.key}
+    return tuple(again(place, plan, records, bad, count, teacher)) if teacher and count else ()
 
 
 def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto") -> Teacher:
