@@ -71,7 +71,8 @@ def test_memory_is_what_the_block_took(photos, student):
     with measuring_memory("cpu") as network:
         small.restore(large)
     picture = 4 * large.numel() * 16
-    assert network.bytes is None or picture < network.bytes < 192 * 192 * small.bytes_per_pixel
+    most = 1.25 * 192 * 192 * small.bytes_per_pixel  # beside a suite's other threads a few per cent come on top
+    assert network.bytes is None or picture < network.bytes < most
 
 
 def test_a_teacher_is_clocked_beside_its_students(photos, student):
