@@ -64,6 +64,12 @@ def settings(**changes: Any) -> BuildSettings:
     return BuildSettings(**SETTINGS | {"degradation": degradation} | changes)
 
 
+def command_options(teacher: str, samples_per_shard: int) -> tuple[str, ...]:
+    """The same on the command line: `teacher` with small tiles."""
+    small = ("--tile", "64", "--micro-batch", "2", "--hold-out", "1")
+    return ("--teacher", teacher, *small, "--set", f"samples_per_shard={samples_per_shard}")
+
+
 def tars(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(cache.glob("*.tar"))}
 

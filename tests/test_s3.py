@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_support import make_corpus
+from cache_support import command_options, make_corpus
 
 import cli
 from pipeline.storage.places import Remote
@@ -26,18 +26,7 @@ moto_server = pytest.importorskip("moto.server")
 ROOT = Path(cli.__file__).parent
 URL = "s3://photos/cache"
 TEACHER = f"python:{ROOT}/examples/python_teacher.py:sharpened"
-OPTIONS = (
-    "--teacher",
-    TEACHER,
-    "--tile",
-    "64",
-    "--micro-batch",
-    "2",
-    "--hold-out",
-    "1",
-    "--set",
-    "samples_per_shard=5",
-)
+OPTIONS = command_options(TEACHER, 5)
 
 
 class CuttingProxy:

@@ -2,29 +2,19 @@
 
 import fsspec
 import pytest
-from cache_support import NoisyBicubic, make_corpus, settings, tars
+from cache_support import NoisyBicubic, settings, tars
 
 from pipeline.shards import load_manifest
 from pipeline.storage.places import Remote
 from pipeline.system.errors import DtkdError, UsageError
 from student.stream import open_cache
 from teacher_cache.building.build import build_cache
+from teacher_cache.building.survey import survey
 from teacher_cache.building.verify import verify_cache
 from teacher_cache.remote import RemoteCache
+from teacher_cache.reporting.preview import preview_tiles
 
 URL = "memory://bucket/cache"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("whole")
-    assert build_cache(str(corpus), cache, NoisyBicubic(), settings()).complete
-    return cache
 
 
 @pytest.fixture
@@ -45,15 +35,15 @@ def remote_tars(store):
     return {path.rpartition("/")[2]: bytes(store.cat_file(path)) for path in store.glob("/bucket/cache/*.tar")}
 
 
-def test_shares_of_two_machines_make_the_cache_of_a_folder(corpus, whole, store, tmp_path):
+def test_shares_of_two_machines_make_the_cache_of_a_folder(corpus, finished, store, tmp_path):
     one = build(corpus, tmp_path / "one", "2-")
     assert (one.complete, one.share_done, one.shards_done, one.cache) == (False, True, 3, URL)
     two = build(corpus, tmp_path / "two", "0-1")
     assert (two.complete, two.shards_done, two.failure) == (True, 5, None)
-    assert remote_tars(store) == tars(whole)
+    assert remote_tars(store) == tars(finished)
     assert not list(tmp_path.glob("*/making/*/*.tar")), "a tar goes when the store has it"
-    assert load_manifest(URL).ok == load_manifest(whole).ok
-    assert open_cache(URL).fingerprint() == open_cache(whole).fingerprint()
+    assert load_manifest(URL).ok == load_manifest(finished).ok
+    assert open_cache(URL).fingerprint() == open_cache(finished).fingerprint()
     found = verify_cache(URL, recompute=3, teacher=NoisyBicubic())
     assert (found.ok, found.samples, found.cache) == (True, 17, URL)
     teacher = NoisyBicubic()
@@ -62,7 +52,7 @@ def test_shares_of_two_machines_make_the_cache_of_a_folder(corpus, whole, store,
 
 
 @pytest.mark.parametrize("fails", ["shard-00000001.tar", "done/shard-00000001.json", "manifest.json", "plan.json"])
-def test_a_put_that_fails_costs_no_teacher_call(corpus, whole, store, tmp_path, monkeypatch, fails):
+def test_a_put_that_fails_costs_no_teacher_call(corpus, finished, store, tmp_path, monkeypatch, fails):
     put = type(store).put_file
 
     def lose(self, here, there, **options):
@@ -78,14 +68,14 @@ def test_a_put_that_fails_costs_no_teacher_call(corpus, whole, store, tmp_path, 
     with pytest.raises(DtkdError):
         load_manifest(URL)
     assert build(corpus, tmp_path, "0-", second).complete
-    assert remote_tars(store) == tars(whole)
+    assert remote_tars(store) == tars(finished)
     assert verify_cache(URL).ok
     undisturbed = NoisyBicubic()
     build_cache(str(corpus), tmp_path / "folder", undisturbed, settings())
     assert first.calls + second.calls == undisturbed.calls
 
 
-def test_a_put_that_ends_early_is_noticed(corpus, whole, store, tmp_path, monkeypatch):
+def test_a_put_that_ends_early_is_noticed(corpus, finished, store, tmp_path, monkeypatch):
     def half(self, here, there, **options):
         with open(here, "rb") as file:
             data = file.read()
@@ -97,10 +87,10 @@ def test_a_put_that_ends_early_is_noticed(corpus, whole, store, tmp_path, monkey
             build(corpus, tmp_path, "0-")
     assert not store.exists("/bucket/cache/done/val-00000000.json")
     assert build(corpus, tmp_path, "0-").complete
-    assert remote_tars(store) == tars(whole)
+    assert remote_tars(store) == tars(finished)
 
 
-def test_damage_is_found_and_repaired(corpus, whole, store, tmp_path):
+def test_damage_is_found_and_repaired(corpus, finished, store, tmp_path):
     build(corpus, tmp_path, "0-")
     path = "/bucket/cache/shard-00000002.tar"
     data = bytearray(store.cat_file(path))
@@ -112,16 +102,16 @@ def test_damage_is_found_and_repaired(corpus, whole, store, tmp_path):
     with pytest.raises(DtkdError, match="4 of 5 shards are done"):
         load_manifest(URL)
     assert build(corpus, tmp_path, "0-").computed == 5
-    assert remote_tars(store) == tars(whole)
+    assert remote_tars(store) == tars(finished)
     assert verify_cache(URL).ok
 
 
-def test_a_tar_that_vanished_is_made_again(corpus, whole, store, tmp_path):
+def test_a_tar_that_vanished_is_made_again(corpus, finished, store, tmp_path):
     build(corpus, tmp_path, "0-")
     store.rm("/bucket/cache/shard-00000000.tar")
     assert not verify_cache(URL).ok
     assert build(corpus, tmp_path, "0-").computed == 5
-    assert remote_tars(store) == tars(whole)
+    assert remote_tars(store) == tars(finished)
     assert verify_cache(URL).ok
 
 
@@ -142,3 +132,11 @@ def test_another_plan_is_refused(corpus, store, tmp_path):
     (remote.folder / "plan.json").write_text("{}")  # as if both had found no plan
     with pytest.raises(DtkdError, match="begun by another process"):
         remote.put_plan()
+
+
+def test_a_preview_gives_the_store_nothing(corpus, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    how = settings(shards="0-", local_folder=str(tmp_path / "local"))
+    found = preview_tiles(survey(corpus, URL, how), NoisyBicubic(), 4)
+    assert len(found.tiles) == 4 and found.sheet.resolve() == tmp_path / "cache-preview.png"
+    assert not store.find("/bucket")

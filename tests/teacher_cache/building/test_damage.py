@@ -6,7 +6,7 @@ import shutil
 import tarfile
 
 import pytest
-from cache_support import NoisyBicubic, make_corpus, records, settings, tars
+from cache_support import NoisyBicubic, records, settings, tars
 
 from pipeline.schema import ShardRecord
 from pipeline.system.errors import DtkdError
@@ -15,23 +15,6 @@ from teacher_cache.building.build import build_cache
 from teacher_cache.building.verify import verify_cache
 
 SHARD, OTHER = "shard-00000001", "shard-00000002"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def sound(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    build_cache(str(corpus), folder, NoisyBicubic(), settings())
-    return folder
-
-
-@pytest.fixture
-def cache(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "cache")
 
 
 def record_of(cache, name=SHARD):
@@ -92,7 +75,7 @@ OF_THE_TAR = [
 
 
 @pytest.mark.parametrize(("harm", "lost"), OF_THE_TAR, ids=[harm.__name__ for harm, _ in OF_THE_TAR])
-def test_damage_of_a_tar_is_found_by_verify_and_reader_and_mended(corpus, sound, cache, harm, lost):
+def test_damage_of_a_tar_is_found_by_verify_and_reader_and_mended(corpus, finished, cache, harm, lost):
     record = record_of(cache)
     keys = {sample.key for sample in record.samples[lost]}
     harm(cache, record)
@@ -111,12 +94,12 @@ def test_damage_of_a_tar_is_found_by_verify_and_reader_and_mended(corpus, sound,
     assert verify_cache(cache, repair=True).repaired == (SHARD,)
     teacher = NoisyBicubic()
     build_cache(str(corpus), cache, teacher, settings())
-    assert tars(cache) == tars(sound) and records(cache) == records(sound)
+    assert tars(cache) == tars(finished) and records(cache) == records(finished)
     assert verify_cache(cache).ok
-    assert teacher.calls <= 3, "what is sound is not made again: a shard has three micro-batches"
+    assert teacher.calls <= 3, "what is finished is not made again: a shard has three micro-batches"
 
 
-def test_a_missing_record_is_found_and_mended(corpus, sound, cache):
+def test_a_missing_record_is_found_and_mended(corpus, finished, cache):
     (cache / "done" / f"{SHARD}.json").unlink()
     assert [item.shard for item in verify_cache(cache).damage] == [SHARD]
     (cache / "manifest.json").unlink()  # as long as it is there, it holds what the record held
@@ -124,10 +107,10 @@ def test_a_missing_record_is_found_and_mended(corpus, sound, cache):
         open_cache(cache)
     verify_cache(cache, repair=True)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    assert tars(cache) == tars(sound) and records(cache) == records(sound)
+    assert tars(cache) == tars(finished) and records(cache) == records(finished)
 
 
-def test_foreign_files_are_found_and_left_to_their_owner(cache, sound):
+def test_foreign_files_are_found_and_left_to_their_owner(cache, finished):
     shutil.copy(tar_of(cache), cache / "shard-00000099.tar")
     (cache / "done" / "shard-00000098.json").write_text("{}")
     (cache / "README.md").write_text("Notes disturb nobody.")
@@ -139,10 +122,10 @@ def test_foreign_files_are_found_and_left_to_their_owner(cache, sound):
     (cache / "shard-00000099.tar").unlink()
     (cache / "done" / "shard-00000098.json").unlink()
     assert verify_cache(cache).ok
-    assert tars(cache) == tars(sound)
+    assert tars(cache) == tars(finished)
 
 
-def test_a_truncated_manifest_is_found_and_mended(corpus, sound, cache):
+def test_a_truncated_manifest_is_found_and_mended(corpus, finished, cache):
     path = cache / "manifest.json"
     path.write_bytes(path.read_bytes()[:1000])
     assert [item.shard for item in verify_cache(cache).damage] == ["manifest"]
@@ -150,21 +133,21 @@ def test_a_truncated_manifest_is_found_and_mended(corpus, sound, cache):
         open_cache(cache)
     verify_cache(cache, repair=True)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    assert path.read_bytes() == (sound / "manifest.json").read_bytes()
+    assert path.read_bytes() == (finished / "manifest.json").read_bytes()
 
 
-def test_a_lost_plan_is_found_and_written_again(corpus, sound, cache):
+def test_a_lost_plan_is_found_and_written_again(corpus, finished, cache):
     (cache / "plan.json").unlink()
     with pytest.raises(DtkdError, match=r"has lost its plan\.json: the same `dtkd teacher-cache`"):
         verify_cache(cache, repair=True)
     teacher = NoisyBicubic()
     build_cache(str(corpus), cache, teacher, settings())
     assert teacher.calls == 0
-    assert (cache / "plan.json").read_bytes() == (sound / "plan.json").read_bytes()
+    assert (cache / "plan.json").read_bytes() == (finished / "plan.json").read_bytes()
     assert verify_cache(cache).ok
 
 
-def test_a_key_twice_in_a_tar_is_found_and_mended(corpus, sound, cache):
+def test_a_key_twice_in_a_tar_is_found_and_mended(corpus, finished, cache):
     """A reader without an index, as WebDataset's, would take both or merge them."""
     record = record_of(cache)
     start, end = first_header(record, 0), first_header(record, 1)
@@ -179,11 +162,11 @@ def test_a_key_twice_in_a_tar_is_found_and_mended(corpus, sound, cache):
         open_cache(cache)
     verify_cache(cache, repair=True)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    assert tars(cache) == tars(sound)
+    assert tars(cache) == tars(finished)
 
 
 @pytest.mark.parametrize("where", ["one record", "two shards"])
-def test_a_key_twice_in_the_records_is_found_and_mended(corpus, sound, cache, where):
+def test_a_key_twice_in_the_records_is_found_and_mended(corpus, finished, cache, where):
     path, manifest_path = cache / "done" / f"{SHARD}.json", cache / "manifest.json"
     record, manifest = json.loads(path.read_text()), json.loads(manifest_path.read_text())
     key = record["samples"][0]["key"]
@@ -201,5 +184,5 @@ def test_a_key_twice_in_the_records_is_found_and_mended(corpus, sound, cache, wh
     assert where == "two shards" or key in found.damage[0].reason
     verify_cache(cache, repair=True)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    assert tars(cache) == tars(sound) and records(cache) == records(sound)
+    assert tars(cache) == tars(finished) and records(cache) == records(finished)
     assert len(open_cache(cache)) == 16

@@ -8,25 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from cache_support import make_corpus, records, tars
+from cache_support import command_options, make_corpus, records, tars
 
 import cli
 from teacher_cache.building.verify import verify_cache
 
 ROOT = Path(cli.__file__).parent
 TEACHER = f"python:{ROOT}/examples/python_teacher.py:sharpened"
-OPTIONS = (
-    "--teacher",
-    TEACHER,
-    "--tile",
-    "64",
-    "--micro-batch",
-    "2",
-    "--hold-out",
-    "1",
-    "--set",
-    "samples_per_shard=2",
-)
+OPTIONS = command_options(TEACHER, 2)
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     "accelerate": ("pipeline.system.launch", "--num_processes", "2", "--main_process_port", "0"),

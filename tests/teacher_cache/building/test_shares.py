@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cache_support import NoisyBicubic, make_corpus, records, settings, tars
+from cache_support import NoisyBicubic, command_options, records, settings, tars
 
 import cli
 from pipeline.shards import load_manifest
@@ -18,19 +18,6 @@ from teacher_cache.building.settings import BuildSettings
 from teacher_cache.building.verify import verify_cache
 
 ROOT = Path(cli.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def whole(corpus, tmp_path_factory):
-    """The cache that one process makes: four training shards and one of held-out crops."""
-    cache = tmp_path_factory.mktemp("whole")
-    assert build_cache(str(corpus), cache, NoisyBicubic(), settings()).complete
-    return cache
 
 
 @pytest.mark.parametrize(
@@ -55,7 +42,7 @@ def test_share_behind_the_plan_is_refused_before_the_teacher_works(corpus, tmp_p
     assert not (tmp_path / "cache").exists()
 
 
-def test_shares_in_any_order_make_the_cache_of_one_process(corpus, whole, tmp_path):
+def test_shares_in_any_order_make_the_cache_of_one_process(corpus, finished, tmp_path):
     first = build_cache(str(corpus), tmp_path, NoisyBicubic(), settings(shards="3-"))
     assert (first.complete, first.share_done, first.shards_done, first.failure) == (False, True, 2, None)
     assert first.lines()[-1] == "shards 3-4 are done, 2 of 5 shards are done by all"
@@ -65,8 +52,8 @@ def test_shares_in_any_order_make_the_cache_of_one_process(corpus, whole, tmp_pa
     build_cache(str(corpus), tmp_path, NoisyBicubic(), settings(shards="0"))
     last = build_cache(str(corpus), tmp_path, NoisyBicubic(), settings(shards="1-2"))
     assert (last.complete, last.shards_done) == (True, 5)
-    assert tars(tmp_path) == tars(whole)
-    assert records(tmp_path) == records(whole)
+    assert tars(tmp_path) == tars(finished)
+    assert records(tmp_path) == records(finished)
     assert verify_cache(tmp_path).ok
 
 
@@ -78,11 +65,11 @@ def test_a_share_waits_for_nobody_and_says_what_is_left(corpus, tmp_path):
     assert "run the same command again" in result.failure
 
 
-def test_without_shards_the_rest_is_made_and_the_manifest_written(corpus, whole, tmp_path):
+def test_without_shards_the_rest_is_made_and_the_manifest_written(corpus, finished, tmp_path):
     build_cache(str(corpus), tmp_path, NoisyBicubic(), settings(shards="1-4"))
     result = build_cache(str(corpus), tmp_path, NoisyBicubic(), settings())
     assert (result.complete, result.share, result.reused) == (True, None, 12)
-    assert tars(tmp_path) == tars(whole)
+    assert tars(tmp_path) == tars(finished)
 
 
 # SLURM ---------------------------------------------------------------------------------------------------------------
@@ -96,18 +83,7 @@ def slurm(folder, corpus, cache, task, teacher):
     _tool(tools / "scontrol", f'echo "$@" >> {folder}/scontrol.txt')
     given = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "77", "SHARDS_PER_TASK": "5"}
     path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    options = (
-        "--teacher",
-        teacher,
-        "--tile",
-        "64",
-        "--micro-batch",
-        "2",
-        "--hold-out",
-        "1",
-        "--set",
-        "samples_per_shard=2",
-    )
+    options = command_options(teacher, 2)
     return subprocess.Popen(
         ["bash", str(ROOT / "examples" / "slurm_cache.sh"), str(corpus), str(cache), *options],
         env=os.environ | given | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -4,30 +4,13 @@ import json
 import shutil
 
 import pytest
-from cache_support import NoisyBicubic, make_corpus, records, settings, tars
+from cache_support import NoisyBicubic, records, settings, tars
 
 from pipeline import shards
 from pipeline.system.errors import DtkdError
 from teacher_cache.building.build import build, build_cache
 from teacher_cache.building.survey import survey
 from teacher_cache.building.verify import verify_cache
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus") / "photos")
-
-
-@pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("finished") / "cache"
-    build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    return cache
-
-
-@pytest.fixture
-def cache(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "cache")
 
 
 def test_a_survey_counts_the_work_and_writes_nothing(corpus, tmp_path):

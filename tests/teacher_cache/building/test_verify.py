@@ -13,23 +13,6 @@ from teacher_cache.building.verify import verify_cache
 from teacher_cache.teachers.imported import ImportedTeacher
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def sound(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    build_cache(str(corpus), folder, NoisyBicubic(), settings())
-    return folder
-
-
-@pytest.fixture
-def cache(sound, tmp_path):
-    return shutil.copytree(sound, tmp_path / "cache")
-
-
 def flip(path, offset):
     with open(path, "r+b") as file:
         file.seek(offset)
@@ -66,7 +49,7 @@ def test_one_flipped_bit_is_found_and_its_sample_named(cache, name):
     assert "shard-00000001" in result.advice
 
 
-def test_every_kind_of_damage_names_its_shard_and_is_repaired(corpus, sound, cache):
+def test_every_kind_of_damage_names_its_shard_and_is_repaired(corpus, finished, cache):
     _, (offset, _, _) = member(cache, "shard-00000000", "gt")
     flip(cache / "shard-00000000.tar", offset - 512)  # a member's name
     os.truncate(cache / "shard-00000001.tar", (cache / "shard-00000001.tar").stat().st_size - 10240)
@@ -84,11 +67,11 @@ def test_every_kind_of_damage_names_its_shard_and_is_repaired(corpus, sound, cac
         shards.load_manifest(cache)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     assert verify_cache(cache).ok
-    assert tars(cache) == tars(sound)
-    assert records(cache) == records(sound)
+    assert tars(cache) == tars(finished)
+    assert records(cache) == records(finished)
 
 
-def test_a_sample_that_was_made_wrong_is_made_anew_by_a_repair(corpus, sound, tmp_path, monkeypatch):
+def test_a_sample_that_was_made_wrong_is_made_anew_by_a_repair(corpus, finished, tmp_path, monkeypatch):
     """Its bytes are those of the records, so that only a look at the pictures tells."""
     right, cache = crops.cut_tile, tmp_path / "cache"
 
@@ -103,31 +86,31 @@ def test_a_sample_that_was_made_wrong_is_made_anew_by_a_repair(corpus, sound, tm
     assert {item.reason for item in result.damage} == {"lr is not the inside of around"}
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
     assert verify_cache(cache).ok
-    assert tars(cache) == tars(sound)
+    assert tars(cache) == tars(finished)
 
 
-def test_a_copy_without_empty_folders_can_be_repaired(corpus, sound, cache):
+def test_a_copy_without_empty_folders_can_be_repaired(corpus, finished, cache):
     for name in ("leases", "parts"):
         shutil.rmtree(cache / name)
     (cache / "shard-00000001.tar").unlink()
     assert verify_cache(cache, repair=True).repaired == ("shard-00000001",)
     build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    assert tars(cache) == tars(sound)
+    assert tars(cache) == tars(finished)
 
 
-def test_repair_calls_the_teacher_for_the_damaged_micro_batch_only(corpus, sound, cache):
+def test_repair_calls_the_teacher_for_the_damaged_micro_batch_only(corpus, finished, cache):
     _, (offset, size, _) = member(cache, "shard-00000001", "teacher", index=3)
     flip(cache / "shard-00000001.tar", offset + size - 5)
     verify_cache(cache, repair=True)
     teacher = NoisyBicubic()
     result = build_cache(str(corpus), cache, teacher, settings())
     assert (result.reused, teacher.calls) == (12, 1)
-    assert tars(cache) == tars(sound)
+    assert tars(cache) == tars(finished)
 
 
-def test_repair_of_a_sound_cache_changes_nothing(cache, sound):
+def test_repair_of_a_sound_cache_changes_nothing(cache, finished):
     assert verify_cache(cache, repair=True).repaired == ()
-    assert (cache / "manifest.json").read_bytes() == (sound / "manifest.json").read_bytes()
+    assert (cache / "manifest.json").read_bytes() == (finished / "manifest.json").read_bytes()
 
 
 @pytest.mark.parametrize("harm", ["missing", "other", "json", "no schema"])

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cache_support import NoisyBicubic, make_corpus, samples, settings
+from cache_support import NoisyBicubic, samples, settings
 from cli_support import dtkd, refused
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
@@ -13,22 +13,10 @@ from pipeline.fidelity import luma
 from pipeline.filters import bicubic
 from pipeline.images import load_rgb, save
 from pipeline.system.errors import DtkdError
-from teacher_cache.building.build import build_cache, plan_for
+from teacher_cache.building.build import plan_for
 from teacher_cache.building.survey import survey
 from teacher_cache.reporting.preview import preview_tiles, spread
 from teacher_cache.reporting.sheet import Column, check_sheet, draw_sheet, save_sheet, sheet_path
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus") / "photos")
-
-
-@pytest.fixture(scope="module")
-def cache(corpus, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("built") / "cache"
-    build_cache(str(corpus), folder, NoisyBicubic(), settings())
-    return folder
 
 
 def psnr(picture, gt):
@@ -37,11 +25,11 @@ def psnr(picture, gt):
     return peak_signal_noise_ratio(b, a, data_range=255)
 
 
-def test_the_tiles_are_those_of_the_cache_and_nothing_of_it_is_written(corpus, cache, tmp_path):
+def test_the_tiles_are_those_of_the_cache_and_nothing_of_it_is_written(corpus, finished, tmp_path):
     """In other company: the teacher's noise has its seed from the tile, so the pictures are the same."""
     found = preview_tiles(survey(corpus, tmp_path / "cache", settings()), NoisyBicubic(), 8)
     assert [path.name for path in tmp_path.iterdir()] == ["cache-preview.png"]
-    made = {(meta["source"], meta["x"], meta["y"]): (meta, pictures) for meta, pictures in samples(cache)}
+    made = {(meta["source"], meta["x"], meta["y"]): (meta, pictures) for meta, pictures in samples(finished)}
     assert len(found.tiles) == 8
     for tile in found.tiles:
         meta, pictures = made[tile.photo, tile.x, tile.y]
@@ -52,19 +40,22 @@ def test_the_tiles_are_those_of_the_cache_and_nothing_of_it_is_written(corpus, c
     assert found.drift.mean == pytest.approx(np.mean([tile.drift for tile in found.tiles]), abs=1e-3)
 
 
-def test_the_estimate_is_near_what_the_cache_is(corpus, cache, tmp_path):
+def test_the_estimate_is_near_what_the_cache_is(corpus, finished, tmp_path):
     found = preview_tiles(survey(corpus, tmp_path / "cache", settings()), NoisyBicubic(), 16, "cuda")
-    size = sum(path.stat().st_size for path in cache.glob("*.tar"))
+    size = sum(path.stat().st_size for path in finished.glob("*.tar"))
     assert (found.estimate.tiles, found.estimate.photos, found.estimate.device) == (17, 5, "GPU")
     assert found.estimate.bytes == pytest.approx(size, rel=0.25)
     assert found.estimate.seconds == pytest.approx((16 + 4) * found.seconds, abs=0.06)  # held out: one of 128 x 128
     assert 0 < found.teacher_seconds < found.seconds
 
 
-def test_a_survey_estimates_the_bytes_without_a_teacher(corpus, cache):
-    found, size = survey(corpus, cache.parent / "none", settings()), sum(p.stat().st_size for p in cache.glob("*.tar"))
+def test_a_survey_estimates_the_bytes_without_a_teacher(corpus, finished):
+    found, size = (
+        survey(corpus, finished.parent / "none", settings()),
+        sum(p.stat().st_size for p in finished.glob("*.tar")),
+    )
     assert found.bytes == pytest.approx(size, rel=0.5)
-    assert survey(corpus, cache, settings()).bytes == size
+    assert survey(corpus, finished, settings()).bytes == size
     summary = found.begin("somebody").summary.splitlines()
     assert summary[-2] == "5 photos (1 held out): 17 tiles"
     assert summary[-1].startswith("LR images: bicubic, x4; teacher: somebody, 1 output a tile; seed 0; about ")
@@ -160,11 +151,11 @@ def test_what_cannot_be_is_refused_before_a_teacher_is_loaded(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_corpus_or_place_is_refused_before_a_teacher_is_loaded(corpus, cache, tmp_path, monkeypatch):
+def test_a_wrong_corpus_or_place_is_refused_before_a_teacher_is_loaded(corpus, finished, tmp_path, monkeypatch):
     monkeypatch.setattr("teacher_cache.teachers.load", lambda *args, **more: pytest.fail("a teacher was loaded"))
     assert "does not exist" in refused("teacher-cache", tmp_path / "none", tmp_path / "cache", "--preview", 8)
     tile = ("--tile", 64, "--preview", 8)
-    assert "was begun differently" in refused("teacher-cache", corpus, cache, *tile)
+    assert "was begun differently" in refused("teacher-cache", corpus, finished, *tile)
     (tmp_path / "cache-preview.png").write_bytes(b"somebody's")
     assert "is not a preview of ours" in refused("teacher-cache", corpus, tmp_path / "cache", *tile)
     assert (tmp_path / "cache-preview.png").read_bytes() == b"somebody's"

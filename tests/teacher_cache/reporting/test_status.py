@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from cache_support import NoisyBicubic, make_corpus, messages, settings, start
+from cache_support import NoisyBicubic, messages, settings, start
 from cli_support import dtkd, refused
 
 from pipeline.shards import done_path, load_manifest
@@ -19,23 +19,6 @@ from teacher_cache.reporting.ledger import PRESENTATIONS
 from teacher_cache.reporting.status import Watcher, read_status
 
 ADVICE = "--repair`, then the same `dtkd teacher-cache` again"
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return make_corpus(tmp_path_factory.mktemp("corpus") / "photos")
-
-
-@pytest.fixture(scope="module")
-def finished(corpus, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("finished") / "cache"
-    build_cache(str(corpus), cache, NoisyBicubic(), settings())
-    return cache
-
-
-@pytest.fixture
-def cache(finished, tmp_path):
-    return shutil.copytree(finished, tmp_path / "cache")
 
 
 def state_of(folder):
