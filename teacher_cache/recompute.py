@@ -34,7 +34,7 @@ class Recomputed:
     mean_difference: float  # 8-bit levels
 
 
-def check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
+def refuse_other_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
     """Refuse to make `recompute` samples without a teacher, or with another one than the plan's (`DtkdError`)."""
     if recompute and teacher is None:
         raise DtkdError(
@@ -46,8 +46,8 @@ def check_teacher(plan: Plan, recompute: int, teacher: Teacher | None) -> None:
             raise DtkdError(f"this is not the teacher that made the cache ({'; '.join(changes)})")
 
 
-def recompute(
-    cache: Place, plan: Plan, records: Sequence[ShardRecord], bad: Collection[str], count: int, teacher: Teacher
+def make_again(
+    cache: Place, plan: Plan, records: Sequence[ShardRecord], bad: Collection[str | None], count: int, teacher: Teacher
 ) -> Iterator[Recomputed]:
     """Make `count` samples again whose keys are not `bad`, in batches of the shape that made them."""
     shards = {shard.name: shard for shard in plan.shards}

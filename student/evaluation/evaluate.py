@@ -243,17 +243,19 @@ def _earlier(folder: Path) -> Json | None:
     except (OSError, DtkdError):
         return None
     ours = isinstance(record, dict) and {"data", "kind", "crop_border", "candidates"} <= record.keys()
-    return record if ours else None
+    rows = record["candidates"] if ours else None
+    return record if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
 
 
 def _remove_earlier(out: Path) -> None:
     """Remove the pictures of an earlier evaluation, whose candidates may have been others."""
-    for candidate in (_earlier(out) or {"candidates": ()})["candidates"]:
-        folder = out / candidate["name"]
-        if folder.parent == out and not folder.is_symlink():
+    record = _earlier(out)
+    names = [candidate.get("name") for candidate in record["candidates"]] if record else []
+    for folder in out.iterdir():  # not by the names themselves: a file of anybody's making may say `..`
+        if folder.name in names and folder.is_dir() and not folder.is_symlink():
             for picture in folder.glob("*.png"):
                 picture.unlink()
-            with suppress(OSError):  # somebody else's files stay, and the folder with them; or it is none
+            with suppress(OSError):  # somebody else's files stay, and the folder with them
                 folder.rmdir()
 
 

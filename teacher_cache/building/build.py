@@ -194,12 +194,12 @@ def plan_for(surveyed: Survey, teacher: Teacher) -> Plan:
     return make_plan(layout, teacher, settings)
 
 
-def work_on(cache: Path, plan: Plan, surveyed: Survey, teacher: Teacher) -> Build:
-    """All that `process_shard` takes, once the folders of the cache are there."""
+def work_on(cache: Path, plan: Plan, surveyed: Survey, teacher: Teacher, remote: RemoteCache | None = None) -> Build:
+    """All that `process_shard` takes, once the folders of the cache are there; `remote` is given what is finished."""
     settings = surveyed.settings
     photos = Photos({source.id: source for source in surveyed.layout.sources})
     maker = SampleMaker(photos, teacher, settings.degradation, settings.seed, plan.context, plan.outputs)
-    return Build(cache, plan, maker, settings, surveyed.remote)
+    return Build(cache, plan, maker, settings, remote)
 
 
 def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
@@ -212,7 +212,7 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
             ensure_dir(cache / name)
     if surveyed.remote:
         surveyed.remote.put_plan()
-    return work_on(cache, plan, surveyed, teacher)
+    return work_on(cache, plan, surveyed, teacher, surveyed.remote)
 
 
 def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) -> ShardRecord | None:

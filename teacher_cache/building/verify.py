@@ -29,8 +29,7 @@ from teacher_cache.building.lease import acquire
 from teacher_cache.building.manifest import FOLDERS, merge
 from teacher_cache.building.plan import Plan, PlannedSample, PlannedShard, load_plan
 from teacher_cache.building.writer import SUFFIX, read_record_alone, reopen
-from teacher_cache.recompute import TOLERANCE, Recomputed, check_teacher, read_picture
-from teacher_cache.recompute import recompute as again
+from teacher_cache.recompute import TOLERANCE, Recomputed, make_again, read_picture, refuse_other_teacher
 from teacher_cache.teachers import load
 from teacher_cache.teachers.catalogue import PYTHON
 from teacher_cache.teachers.settings import TeacherSettings
@@ -125,7 +124,7 @@ def verify_cache(
     """
     place = place_of(cache)
     plan = load_plan(place)
-    check_teacher(plan, recompute, teacher)
+    refuse_other_teacher(plan, recompute, teacher)
     damage: list[Damage] = []
     records: list[ShardRecord] = []
     damaged: set[str] = set()
@@ -143,22 +142,11 @@ def verify_cache(
     if not damage:
         damage += _check_manifest(place, merge(plan, tuple(records)))
     damage += _foreign(place, plan)
-    recomputed = _again(place, plan, records, damage, recompute, teacher)
+    bad = {item.key for item in damage}
+    recomputed = tuple(make_again(place, plan, records, bad, recompute, teacher)) if teacher else ()
     repaired = tuple(_repair(place, plan, damaged, damage)) if repair and damage else ()
     errors = sum(len(record.errors) for record in records)
     return VerifyResult(str(place), len(plan.shards), sound, errors, tuple(damage), recomputed, repaired)
-
-
-def _again(
-    place: Place,
-    plan: Plan,
-    records: Sequence[ShardRecord],
-    damage: Sequence[Damage],
-    count: int,
-    teacher: Teacher | None,
-) -> tuple[Recomputed, ...]:
-    bad = {item.key for item in damage if item.key}
-    return tuple(again(place, plan, records, bad, count, teacher)) if teacher and count else ()
 
 
 def load_teacher(cache: str | Path, name: str | None = None, device: str = "auto") -> Teacher:

@@ -108,6 +108,7 @@ class _Made(NamedTuple):
 
     planned: PlannedSample
     lr: Rgb
+    """Enlarged: bicubic."""
     gt: Rgb
     teacher: Rgb
     drift: float
@@ -140,8 +141,10 @@ def preview_tiles(
         raise DtkdError(f"none of {plural(len(shard.samples), 'tile')} could be made, for example {told[0].source}: "
                         f"{told[0].stage}: {told[0].message}")  # fmt: skip
     tiles = tuple(_scores(item, plan.scale) for item in made)
-    columns = [Column(s.photo, f"{decibels(s.bicubic)}", f"{decibels(s.teacher)}, drift {s.drift:.1f}", *pictures)
-               for s, pictures in zip(tiles, _pictures(made, plan.scale), strict=True)]  # fmt: skip
+    columns = [
+        Column(s.photo, decibels(s.bicubic), f"{decibels(s.teacher)}, drift {s.drift:.1f}", m.lr, m.teacher, m.gt)
+        for s, m in zip(tiles, made, strict=True)
+    ]
     save_sheet(path, columns, teacher.name)
     drift = drift_of(record.ok)
     warnings = (teacher.unsuited(surveyed.settings.degradation.kind), drift_warning(drift))
@@ -186,7 +189,7 @@ def _make(
                 decode_webp(read_member(shard_path(folder, shard.name), sample.members[member]))
                 for member in ("lr", "gt", "teacher")
             )
-            made.append(_Made(planned, lr, gt, output, sample.drift or 0.0))
+            made.append(_Made(planned, bicubic(lr, plan.scale), gt, output, sample.drift or 0.0))
     return record, made
 
 
@@ -200,12 +203,8 @@ def _counting(on_progress: OnProgress | None, total: int) -> Callable[[Sequence[
 
 def _scores(made: _Made, scale: int) -> Scores:
     tile = made.planned.tile
-    low = psnr_y(bicubic(made.lr, scale), made.gt, scale)
-    return Scores(tile.source, tile.x, tile.y, low, psnr_y(made.teacher, made.gt, scale), made.drift)
-
-
-def _pictures(made: Sequence[_Made], scale: int) -> list[tuple[Rgb, Rgb, Rgb]]:
-    return [(bicubic(item.lr, scale), item.teacher, item.gt) for item in made]
+    low, high = (psnr_y(picture, made.gt, scale) for picture in (made.lr, made.teacher))
+    return Scores(tile.source, tile.x, tile.y, low, high, made.drift)
 
 
 def _estimate(plan: Plan, seconds: float, size: float, device: str) -> Estimate:

@@ -205,6 +205,16 @@ class TestWhatIsThere:
         assert sorted(p.parent.name for p in tmp_path.glob("*/*.png")) == ["bicubic", "tiny-x4-gt"]
         assert [p.name for p in (tmp_path / "tiny-x4").iterdir()] == ["mine.txt"]
 
+    def test_a_record_of_anybodys_making_reaches_no_other_folder(self, photos, tmp_path):
+        one, out = EvaluationSettings(metrics=("psnr_y",), limit=1), tmp_path / "out"
+        evaluate(["bicubic"], photos, one, out=out)
+        (tmp_path / "mine.png").write_bytes(b"mine")
+        record = json.loads((out / "metrics.json").read_text())
+        record["candidates"] += [{"name": ".."}, {"name": str(tmp_path)}, {}]
+        (out / "metrics.json").write_text(json.dumps(record))
+        evaluate(["bicubic"], photos, one, out=out, overwrite=True)
+        assert (tmp_path / "mine.png").read_bytes() == b"mine"
+
     def test_one_that_was_stopped_is_known_as_ours(self, photos, tmp_path):
         def stop(event):
             raise KeyboardInterrupt
