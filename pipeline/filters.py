@@ -32,14 +32,10 @@ KERNEL_GRID = 2.0**22
 
 def snap(pixels: Array) -> Array:
     """Round pixels to multiples of 1 / PIXEL_GRID."""
-    return _rounded(pixels, PIXEL_GRID)
-
-
-def _rounded(x: Array, grid: float) -> Array:
-    x = x * grid
-    np.rint(x, out=x)
-    x *= 1 / grid  # exact: a power of two
-    return x
+    pixels = pixels * PIXEL_GRID
+    np.rint(pixels, out=pixels)
+    pixels *= 1 / PIXEL_GRID  # exact: a power of two
+    return pixels
 
 
 # Resizing ----------------------------------------------------------------------------------------------------------
@@ -161,19 +157,39 @@ def _sparse(weights_at: tuple[Array, NDArray[np.int64]], size: int) -> scipy.spa
 
 
 def blur(planes: Array, kernel: Array) -> Array:
-    """Correlate planes (C, H, W) with a kernel (K, K) from `exact_kernel`; borders reflected, the edge not repeated."""
+    """Correlate planes (C, H, W) with a kernel (K, K) from `exact_kernel`; borders reflected, the edge not repeated.
+
+    The planes lie on the grid of `snap`, and so does the result.
+    """
     side = kernel.shape[0]
     if side == 1:
         return planes
     h, w = planes.shape[1:]
-    rows, columns = _reflected(h, side // 2), _reflected(w, side // 2)
-    padded = snap(planes)[:, rows[:, None], columns]  # (C, H + K - 1, W + K - 1)
-    shape = [scipy.fft.next_fast_len(n, real=True) for n in padded.shape[1:]]
-    spectrum = np.asarray(scipy.fft.rfft2(padded, shape))
-    spectrum *= np.asarray(scipy.fft.rfft2(kernel[::-1, ::-1], shape))
-    full = np.asarray(scipy.fft.irfft2(spectrum, shape, overwrite_x=True))
-    valid = full[:, side - 1 : side - 1 + h, side - 1 : side - 1 + w]
-    return snap(_rounded(valid, PIXEL_GRID * KERNEL_GRID))  # the inner rounding gives the exact sums back
+    shape = [scipy.fft.next_fast_len(n + side - 1, real=True) for n in (h, w)]
+    scaled = kernel[::-1, ::-1] * (PIXEL_GRID * KERNEL_GRID)  # exact: a power of two
+    response = np.asarray(scipy.fft.rfft2(scaled, shape))
+    padded, blurred = np.zeros(shape), np.empty_like(planes)
+    for plane, out in zip(planes, blurred, strict=True):  # one at a time: it stays in the processor's cache
+        _reflect(plane, side // 2, padded)
+        spectrum = np.asarray(scipy.fft.rfft2(padded))
+        spectrum *= response
+        full = np.asarray(scipy.fft.irfft2(spectrum, shape, overwrite_x=True))
+        np.rint(full[side - 1 : side - 1 + h, side - 1 : side - 1 + w], out=out)  # the exact sums, in units of 2^-34
+        out *= 1 / KERNEL_GRID
+        np.rint(out, out=out)
+        out *= 1 / PIXEL_GRID
+    return blurred
+
+
+def _reflect(plane: Array, pad: int, out: Array) -> None:
+    """Write a plane (H, W) and `pad` reflected pixels on every side into the corner of `out`."""
+    h, w = plane.shape
+    rows, columns = _reflected(h, pad), _reflected(w, pad)
+    tall = plane[rows]
+    out = out[: h + 2 * pad]
+    out[:, pad : pad + w] = tall
+    out[:, :pad] = tall[:, columns[:pad]]
+    out[:, pad + w : w + 2 * pad] = tall[:, columns[pad + w :]]
 
 
 def exact_kernel(kernel: Array) -> Array:
