@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipeline.system.errors import DtkdError
 
-REVISION = 2
+REVISION = 3
 """Goes into `Degradation.config`; raised when the same settings and seed give other bytes."""
 JPEG_BLOCK = 8
 """Side of the blocks that JPEG compresses, pixels."""

@@ -35,7 +35,7 @@ def degrade_inside(hr: NDArray[np.uint8], margin: int, degradation: Degradation,
 
     What surrounds a tile decides what filters make of its border, and where JPEG's blocks lie: for `real` up to 7 LR
     pixels at the top and at the left are drawn to be left out, so that the middle lies at any phase of the blocks, as
-    a crop of a photo does.
+    a crop of a photo does. At the bottom and at the right all 7 are left out.
 
     Args:
         hr: uint8 RGB (H, W, 3), sides multiples of the scale.
@@ -50,8 +50,11 @@ def degrade_inside(hr: NDArray[np.uint8], margin: int, degradation: Degradation,
     h, w = hr.shape[0] // scale - 2 * margin, hr.shape[1] // scale - 2 * margin
     if h < 1 or w < 1:
         raise ValueError(f"expected more than {2 * margin * scale} pixels a side, got {hr.shape[1]}x{hr.shape[0]}")
-    y, x = (int(n) for n in rng.integers(JPEG_BLOCK, size=2)) if degradation.kind == "real" else (0, 0)
-    lr = degrade(hr[y * scale :, x * scale :], degradation, rng)
+    if degradation.kind != "real":
+        return np.ascontiguousarray(degrade(hr, degradation, rng)[margin:, margin:][:h, :w])
+    y, x = (int(n) for n in rng.integers(JPEG_BLOCK, size=2))
+    end = hr.shape[0] - (JPEG_BLOCK - 1) * scale, hr.shape[1] - (JPEG_BLOCK - 1) * scale
+    lr = degrade(hr[y * scale : end[0], x * scale : end[1]], degradation, rng)
     return np.ascontiguousarray(lr[margin - y :, margin - x :][:h, :w])
 
 
@@ -139,11 +142,14 @@ def _random_noise(x: Array, settings: RoundSettings, rng: Generator) -> Array:
     if rng.random() < settings.gaussian_prob:
         sigma = rng.uniform(*settings.noise_sigma)
         shape = (1, *x.shape[1:]) if rng.random() < settings.gray_prob else x.shape
-        noise = rng.standard_normal(shape) * sigma
+        noise = filters.normal(shape, rng)
+        noise *= sigma
     else:
         strength = rng.uniform(*settings.poisson_scale)
-        noise = _poisson_noise(x, rng.random() < settings.gray_prob, rng) * strength
-    return filters.snap(np.clip(x + noise, 0, 255))
+        noise = _poisson_noise(x, rng.random() < settings.gray_prob, rng)
+        noise *= strength
+    x = x + noise
+    return filters.snap(np.clip(x, 0, 255, out=x))
 
 
 def _poisson_noise(x: Array, gray: bool, rng: Generator) -> Array:
@@ -152,8 +158,7 @@ def _poisson_noise(x: Array, gray: bool, rng: Generator) -> Array:
         x = (_LUMA[0] * x[:1] + _LUMA[1] * x[1:2]) + _LUMA[2] * x[2:]  # (1, H, W), in a fixed order
     levels = _to_uint8(x)
     distinct = np.count_nonzero(np.bincount(levels.ravel(), minlength=256))
-    photons = 2.0 ** math.ceil(math.log2(distinct)) / 255
-    return rng.poisson(levels * photons) / photons - levels
+    return filters.shot_noise(levels, 2 ** math.ceil(math.log2(distinct)), rng)
 
 
 def _random_jpeg(x: Array, settings: RoundSettings, rng: Generator) -> Array:

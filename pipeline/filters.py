@@ -17,6 +17,7 @@ import numpy as np
 import scipy.fft
 import scipy.sparse
 import scipy.special
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -28,6 +29,8 @@ RESIZE_GRID = 2.0**22
 """Resize weights: 9 bits of pixel and twice 22 of weight fit float64, so two passes over 8-bit pixels are exact."""
 KERNEL_GRID = 2.0**22
 """Blur weights: with PIXEL_GRID a product is a multiple of 2^-34, some thirty times above the FFT's error."""
+
+_NORMAL_DRAWS, _POISSON_DRAWS = 2**16, 2**12
 
 
 def snap(pixels: Array) -> Array:
@@ -246,3 +249,38 @@ def _reflected(size: int, pad: int) -> NDArray[np.int64]:
     period = max(2 * size - 2, 1)
     folded = np.arange(-pad, size + pad) % period
     return np.minimum(folded, period - folded)
+
+
+# Noise -------------------------------------------------------------------------------------------------------------
+
+
+def normal(shape: tuple[int, ...], rng: Generator) -> Array:
+    """Standard normal draws, from a table of 2^16 equally likely ones: no draw is beyond 4.3."""
+    return _normal_draws().take(rng.integers(_NORMAL_DRAWS, size=shape, dtype=np.uint16))
+
+
+def shot_noise(levels: NDArray[np.uint8], photons: int, rng: Generator) -> Array:
+    """What Poisson noise adds to 8-bit levels, any shape, if white (255) is so many photons, 1..256; in levels.
+
+    From tables of 2^12 equally likely draws a level, whose ends are 3.7 standard deviations apart from the mean.
+    """
+    which = rng.integers(_POISSON_DRAWS, size=levels.shape, dtype=np.uint16).astype(np.int32)
+    which += levels.astype(np.int32) * _POISSON_DRAWS
+    return _shot_draws(photons).take(which).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _normal_draws() -> Array:
+    quantiles = scipy.special.ndtri((np.arange(_NORMAL_DRAWS) + 0.5) / _NORMAL_DRAWS)
+    return np.rint(quantiles * _NORMAL_DRAWS) / _NORMAL_DRAWS  # so that the last bit of ndtri does not matter
+
+
+@lru_cache(maxsize=9)
+def _shot_draws(photons: int) -> NDArray[np.float32]:
+    """(256 levels, draws): photons counted less photons expected, in levels, on the grid of `snap`."""
+    expected = np.arange(256) * (photons / 255)
+    counts = np.arange(photons + 8 * math.isqrt(photons) + 16)
+    likelihoods = (np.arange(_POISSON_DRAWS) + 0.5) / _POISSON_DRAWS
+    at_most = scipy.special.pdtr(counts, expected[:, None])  # (256, counts): probability of so many or fewer
+    drawn = np.stack([np.searchsorted(row, likelihoods) for row in at_most])
+    return snap((drawn - expected[:, None]) * (255 / photons)).astype(np.float32)
