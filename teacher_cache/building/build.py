@@ -210,6 +210,7 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
         freeze(cache, plan)
         for name in FOLDERS:
             ensure_dir(cache / name)
+        surveyed.files.save()
     if surveyed.remote:
         surveyed.remote.put_plan()
     return work_on(cache, plan, surveyed, teacher, surveyed.remote)
