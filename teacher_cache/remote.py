@@ -43,8 +43,8 @@ class RemoteCache:
 
     def look(self) -> None:
         """Take in the records that others have written since the last look."""
-        self.store.refresh()
         listed = {name.removesuffix(".json") for name in self.store.listing("done") if name.endswith(".json")}
+        self.store.refresh()  # afterwards: a tar is there before its record
         new = {f"done/{name}.json": name for name in sorted(listed - self.done)}
         for path, data in self.store.read_all(list(new)).items():
             atomic_write_bytes(done_path(self.folder, new[path]), data)

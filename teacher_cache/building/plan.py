@@ -250,7 +250,7 @@ def load_plan(cache: str | Path | Place) -> Plan:
     return Plan.from_json(_read(place_of(cache)))
 
 
-def load_outline(cache: Path) -> Outline:
+def load_outline(cache: str | Path | Place) -> Outline:
     """Read plan.json as far as it tells which samples there are: several times faster than `load_plan`.
 
     Raises:
