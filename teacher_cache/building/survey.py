@@ -104,7 +104,7 @@ def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None
     settings = settings or BuildSettings()
     place = place_of(cache)
     if isinstance(place, Remote):
-        refuse_leases(place, settings.shards, settings.retry_errors)
+        refuse_leases(place, settings.shards)
     remote = RemoteCache(place, LocalFolder(settings.local_folder).path) if isinstance(place, Remote) else None
     if remote:
         remote.begin()

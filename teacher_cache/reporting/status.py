@@ -120,7 +120,9 @@ class Status:
         if self.rate and self.seconds_left is not None:
             parts += [rate_text(self.rate, "tiles"), f"about {clock_text(self.seconds_left)} left"]
         if is_url(self.cache):
-            parts.append("who is at work cannot be seen at a URL: where nobody is, the same `dtkd teacher-cache` goes on")
+            parts.append(
+                "who is at work cannot be seen at a URL: where nobody is, the same `dtkd teacher-cache` goes on"
+            )
         elif not self.at_work:
             parts.append("nobody is at work: the same `dtkd teacher-cache` goes on")
         lines = [", ".join(parts)] if parts else []

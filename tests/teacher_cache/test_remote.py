@@ -97,8 +97,6 @@ def test_a_tar_that_vanished_is_made_again(corpus, finished, store, tmp_path):
 def test_what_needs_a_folder_is_refused_before_the_work(corpus, store, tmp_path):
     with pytest.raises(UsageError, match=r"has no leases .* --shards 0-"):
         build_at_url(corpus, tmp_path, None)
-    with pytest.raises(UsageError, match="--retry-errors works on a folder"):
-        build_at_url(corpus, tmp_path, "0-", retry_errors=True)
     assert not store.store
 
 
