@@ -98,7 +98,8 @@ class FetchedShards:
                 self._remote.fetch(f"{name}.tar", temporary)
                 size = temporary.stat().st_size
                 if size != shard.size:
-                    raise DtkdError(f"{self._remote}/{name}.tar came with {size} bytes, expected {shard.size}")
+                    again = "if its failed samples were made again meanwhile, begin again; `dtkd verify` lists damage"
+                    raise DtkdError(f"{self._remote}/{name}.tar came with {size} bytes, expected {shard.size}: {again}")
                 os.replace(temporary, self._folder / shard.file)
             except FileNotFoundError:
                 raise DtkdError(f"{self._remote}/{name}.tar is missing; `dtkd verify` lists the damage") from None
