@@ -216,10 +216,10 @@ Place: TypeAlias = Folder | Remote
 
 def _stored(item: Mapping[str, Any]) -> Stored:
     """What fsspec's `ls` says of an object, which each store says in words of its own."""
-    when = next((item[name] for name in _TIMES if item.get(name) is not None), None)
-    if isinstance(when, str):
-        when = datetime.fromisoformat(when)
-    modified = when.timestamp() if isinstance(when, datetime) else None if when is None else float(when)
+    when, modified = next((item[name] for name in _TIMES if item.get(name) is not None), None), None
+    with contextlib.suppress(TypeError, ValueError):  # said in a way that is not known: as if it were not
+        when = datetime.fromisoformat(when) if isinstance(when, str) else when
+        modified = when.timestamp() if isinstance(when, datetime) else float(when)
     return Stored(int(item["size"]), modified, str(item.get("ETag") or item.get("etag") or ""))
 
 

@@ -2,12 +2,13 @@
 
 import json
 import time
+from datetime import UTC, datetime
 
 import pytest
 from cache_support import URL, NoisyBicubic, build_at_url, settings
 from cli_support import dtkd, refused
 
-from pipeline.storage.places import StoreError
+from pipeline.storage.places import Remote, StoreError
 from teacher_cache.building.build import build_cache
 from teacher_cache.building.verify import verify_cache
 from teacher_cache.reporting import status
@@ -170,3 +171,21 @@ def test_times_of_records_are_the_stores(corpus, store, tmp_path):
         watcher = Watcher(cache)
         (item,) = watcher._records.look().values()
         assert before - 1 < item.at < time.time() + 1
+
+
+@pytest.mark.parametrize(
+    ("told", "modified"),
+    [
+        ({"LastModified": datetime(2026, 11, 29, 10, tzinfo=UTC)}, 1795946400.0),
+        ({"updated": "2026-11-29T10:00:00.000Z"}, 1795946400.0),
+        ({"created": 1795946400.5}, 1795946400.5),
+        ({"updated": "on Sunday"}, None),
+        ({}, None),
+    ],
+)
+def test_times_are_read_as_each_store_tells_them(store, monkeypatch, told, modified):
+    def ls(self, path, **options):
+        return [{"name": f"{path}/a.json", "size": 7, "type": "file", "ETag": '"0"', **told}]
+
+    monkeypatch.setattr(type(store), "ls", ls)
+    assert Remote(URL).listing("done") == {"a.json": (7, modified, '"0"')}
