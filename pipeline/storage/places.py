@@ -216,7 +216,8 @@ Place: TypeAlias = Folder | Remote
 
 def _stored(item: Mapping[str, Any]) -> Stored:
     """What fsspec's `ls` says of an object, which each store says in words of its own."""
-    when, modified = next((item[name] for name in _TIMES if item.get(name) is not None), None), None
+    when: Any = next((item[name] for name in _TIMES if item.get(name) is not None), None)
+    modified: float | None = None
     with contextlib.suppress(TypeError, ValueError):  # said in a way that is not known: as if it were not
         when = datetime.fromisoformat(when) if isinstance(when, str) else when
         modified = when.timestamp() if isinstance(when, datetime) else float(when)
