@@ -4,12 +4,12 @@ import hashlib
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipeline.images import SUFFIXES, ImageError, probe
+from pipeline.images import SUFFIXES, ImageError, Size, probe
 from pipeline.system.errors import DtkdError
 
 SAMPLE = (
@@ -70,7 +70,14 @@ class Partition:
     val: tuple[Source, ...]
 
 
-def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: int = 1) -> Corpus:
+def scan(
+    corpus: str | Path,
+    *,
+    paired: bool = False,
+    scale: int = 4,
+    min_side: int = 1,
+    size_of: Callable[[Path], Size] = probe,
+) -> Corpus:
     """List the photos of a corpus, from their headers.
 
     Folders are searched MAX_DEPTH deep; hidden names (leading dot) are passed over. Symbolic links are followed inside
@@ -85,6 +92,7 @@ def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: 
             are skipped, they begin with `LR/`.
         scale: HR pixels to an LR pixel. HR may have up to scale - 1 pixels more than scale times LR.
         min_side: photos with a smaller side are skipped, HR pixels.
+        size_of: width and height of a photo; raises as `probe` does.
 
     Raises:
         DtkdError: missing, no folder, or no photo that can be used.
@@ -99,7 +107,7 @@ def scan(corpus: str | Path, *, paired: bool = False, scale: int = 4, min_side: 
     sources = []
     for candidate in candidates:
         try:
-            sources.append(_checked(candidate, scale, min_side))
+            sources.append(_checked(candidate, scale, min_side, size_of))
         except ImageError as error:
             where = "LR image " if candidate.lr_path and error.path == str(candidate.lr_path) else ""
             skipped.append(Skipped(candidate.id, where + error.reason))
@@ -132,12 +140,12 @@ class _Candidate:
     lr_path: Path | None = None
 
 
-def _checked(candidate: _Candidate, scale: int, min_side: int) -> Source:
-    width, height = probe(candidate.path)
+def _checked(candidate: _Candidate, scale: int, min_side: int, size_of: Callable[[Path], Size]) -> Source:
+    width, height = size_of(candidate.path)
     if min(width, height) < min_side:
         raise ImageError(candidate.path, f"{width}x{height} pixels, smaller than {min_side} on a side")
     if candidate.lr_path is not None:
-        lr = probe(candidate.lr_path)
+        lr = size_of(candidate.lr_path)
         if (width // scale, height // scale) != lr:
             raise ImageError(
                 candidate.path, f"{width}x{height} pixels, expected {scale} times its LR image, {lr.width}x{lr.height}"
@@ -164,8 +172,7 @@ def _find(root: Path) -> tuple[list[_Candidate], list[Skipped]]:
     skipped: list[Skipped] = []
     candidates: list[_Candidate] = []
     first_name: dict[tuple[int, int], str] = {}
-    for path in sorted(_walk(root, root, skipped), key=lambda p: p.relative_to(root).as_posix()):
-        name = path.relative_to(root).as_posix()
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for path in _walk(root, root, skipped)):
         if (printable := _printable(name)) != name:
             skipped.append(Skipped(printable, "its name is not valid UTF-8: rename it"))
             continue

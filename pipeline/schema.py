@@ -6,6 +6,7 @@
     CACHE/manifest.json         all records merged (`Manifest`); written when the last shard is done
     CACHE/manifest.index        the same in binary, for opening large caches; may be missing (`pipeline.shards.Index`)
     CACHE/leases/, CACHE/parts/ work in progress of stage one
+    CACHE/scans/                what its processes know of the corpus's files; gone when the cache is finished
 
 Members of a sample are contiguous in its tar: `KEY.around.webp KEY.gt.webp KEY.json KEY.lr.webp KEY.teacher.webp`, the
 pictures as lossless WebP. `around` is what the teacher saw, the LR image and a few pixels of its surroundings; it is

@@ -109,7 +109,7 @@ def verify(
 
 def status(
     on_progress: OnProgress,
-    cache: options.CacheOption,
+    cache: options.CachePlaceOption,
     presentations: Annotated[
         int | None, option("Samples that a training is shown, for the cost.  [default: 320000]", min=1)
     ] = None,

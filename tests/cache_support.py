@@ -22,7 +22,7 @@ from pipeline.degradation import Degradation
 from pipeline.system.errors import DtkdError
 from pipeline.system.progress import ProgressEvent
 from pipeline.teacher import Teacher
-from teacher_cache.building.build import BuildSettings, build_cache
+from teacher_cache.building.build import BuildResult, BuildSettings, build_cache
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 SETTINGS = {"tile": 64, "samples_per_shard": 5, "micro_batch": 2, "hold_out": 1}
@@ -68,6 +68,19 @@ def command_options(teacher: str, samples_per_shard: int) -> tuple[str, ...]:
     """The same on the command line: `teacher` with small tiles."""
     small = ("--tile", "64", "--micro-batch", "2", "--hold-out", "1")
     return ("--teacher", teacher, *small, "--set", f"samples_per_shard={samples_per_shard}")
+
+
+URL = "memory://bucket/cache"
+"""A cache in fsspec's store in memory; the fixture `store` empties it."""
+
+
+def build_at_url(corpus: Path, local: Path, shards: str, teacher: Teacher | None = None, **changes: Any) -> BuildResult:
+    how = settings(shards=shards, local_folder=str(local), **changes)
+    return build_cache(str(corpus), URL, teacher or NoisyBicubic(), how)
+
+
+def remote_tars(store: Any) -> dict[str, bytes]:
+    return {path.rpartition("/")[2]: bytes(store.cat_file(path)) for path in store.glob("/bucket/cache/*.tar")}
 
 
 def tars(cache: Path) -> dict[str, bytes]:

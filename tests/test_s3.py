@@ -3,6 +3,7 @@
 Needs moto[server] and s3fs, which `pip install -e '.[dev]'` brings.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -190,3 +191,91 @@ def test_a_connection_lost_in_the_middle_of_a_put_loses_nothing(bucket, port, co
     assert stored_tars(bucket) == {"shard-00000000.tar": (whole / "shard-00000000.tar").read_bytes()}
     run(*build(corpus, tmp_path / "local", "1-"))
     assert stored_tars(bucket) == tars(whole)
+
+
+# Failed samples, made again ------------------------------------------------------------------------------------------
+
+MOODY = """
+import os
+import torch.nn.functional as F
+
+
+class Moody:
+    name, scale, steps = "moody", 4, 1
+
+    def restore(self, lr, seeds):
+        if os.environ.get("MOOD") == "bad" and any(image.mean() < 0.35 for image in lr):
+            raise ValueError("not today")
+        return F.interpolate(lr, scale_factor=4, mode="bicubic").clamp(0, 1)
+
+    def fingerprint(self):
+        return {}
+
+
+def make(*, scale, steps, device, dtype):
+    return Moody()
+"""
+
+DYING = """
+import os, signal
+from pipeline.storage.places import Remote
+
+left = int(os.environ["DIE_AFTER"])
+
+
+def counted(act):
+    def acting(*arguments):
+        global left
+        act(*arguments)
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return acting
+
+
+Remote.put, Remote.remove = counted(Remote.put), counted(Remote.remove)
+import cli
+cli.app()
+"""
+
+
+def whole_records(bucket):
+    """Number of records at the URL, also in its manifest; each describes the tar that is beside it."""
+    stored = {name: hashlib.sha256(data).hexdigest() for name, data in stored_tars(bucket).items()}
+    found = [json.loads(bucket.cat_file(path)) for path in bucket.glob("photos/cache/done/*.json")]
+    if bucket.exists("photos/cache/manifest.json"):
+        found += json.loads(bucket.cat_file("photos/cache/manifest.json"))["shards"]
+    assert all(stored[f"{record['name']}.tar"] == record["sha256"] for record in found)
+    return len(found)
+
+
+def test_failed_samples_are_made_again_and_a_kill_between_any_two_steps_is_gone_on_from(bucket, corpus, tmp_path):
+    """The manifest goes, the record, the tar is replaced, the new record put: killed after each of these."""
+    (tmp_path / "moody.py").write_text(MOODY)
+    options = (*command_options(f"python:{tmp_path}/moody.py:make", 5), "--set", "max_failure_fraction=1.0")
+    run("teacher-cache", str(corpus), str(tmp_path / "whole"), *options)
+    command = ["teacher-cache", str(corpus), URL, *options, "--shards", "0-", "--set", f"local_folder={tmp_path}/local"]
+    first = json.loads(run(*command, "--json", MOOD="bad"))
+    assert first["complete"] and 0 < first["errors"] < 17
+    found = json.loads(run("status", URL, "--json"))
+    assert (found["complete"], found["failed"], found["done"]) == (True, first["errors"], 17)
+    assert [kind["message"] for kind in found["kinds"]] == ["not today"]
+
+    seen = set()
+    for steps in range(1, 5):
+        words = [sys.executable, "-c", DYING, *command, "--retry-errors"]
+        dying = subprocess.run(words, cwd=ROOT, env=os.environ | {"DIE_AFTER": str(steps)}, capture_output=True)
+        assert dying.returncode == -signal.SIGKILL, dying.stderr.decode()
+        seen.add(whole_records(bucket))
+        found = json.loads(run("status", URL, "--json"))
+        assert not found["complete"] and not found["damaged"]
+        assert found["shards_done"] == len(bucket.glob("photos/cache/done/*.json"))
+    assert seen == {4, 5}, "with and without the record of the shard that is replaced"
+
+    last = json.loads(run(*command, "--retry-errors", "--json"))
+    assert (last["complete"], last["errors"], last["ok"]) == (True, 0, 17)
+    assert stored_tars(bucket) == tars(tmp_path / "whole")
+    assert whole_records(bucket) == 10
+    assert "17 sound samples" in run("verify", URL)
+    assert "complete" in run("status", URL, "--watch").splitlines()

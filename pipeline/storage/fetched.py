@@ -5,7 +5,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pipeline.storage.places import Remote
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import ensure_dir
+from pipeline.system.files import ensure_dir, locked
 
 _LOCKS = 16
 """Lock files in the folder: as many shards are fetched at once."""
@@ -89,7 +89,7 @@ class FetchedShards:
         shard = self._shards[name]
         ensure_dir(self._folder)
         number = sum(name.encode()) % _LOCKS
-        with _threads[number], _locked(self._folder / f".lock-{number}"):
+        with _threads[number], locked(self._folder / f".lock-{number}"):
             if self._sound(shard):
                 return
             self._make_room(shard)
@@ -98,7 +98,8 @@ class FetchedShards:
                 self._remote.fetch(f"{name}.tar", temporary)
                 size = temporary.stat().st_size
                 if size != shard.size:
-                    raise DtkdError(f"{self._remote}/{name}.tar came with {size} bytes, expected {shard.size}")
+                    again = "if its failed samples were made again meanwhile, begin again; `dtkd verify` lists damage"
+                    raise DtkdError(f"{self._remote}/{name}.tar came with {size} bytes, expected {shard.size}: {again}")
                 os.replace(temporary, self._folder / shard.file)
             except FileNotFoundError:
                 raise DtkdError(f"{self._remote}/{name}.tar is missing; `dtkd verify` lists the damage") from None
@@ -133,7 +134,7 @@ class FetchedShards:
                 f"{shard.file} has {shard.size / 1e9:.3g} GB, but fetched shards may take {self._limit / 1e9:.3g} GB: "
                 "raise data.local_gigabytes"
             )
-        with _locked(self._all / ".lock"):
+        with locked(self._all / ".lock"):
             found = []
             for path in self._all.glob("*/[!.]*.tar"):
                 with contextlib.suppress(FileNotFoundError):
@@ -168,14 +169,3 @@ class FetchAhead:
             for name in sorted(names - self._expected):
                 self._pool.submit(self._shards.fetch, name)  # what fails here is told by the reader, which needs it
             self._expected = set(names)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes out of the block. It saves them work; files are whole without it, too."""
-    with open(path, "w") as file:
-        with contextlib.suppress(ImportError):  # Windows
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock: a forked reader would hold it as well
-        yield

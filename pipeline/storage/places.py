@@ -6,11 +6,13 @@ own tools read them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...).
 """
 
 import contextlib
+import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pipeline.schema import digest
 from pipeline.system import files
@@ -19,6 +21,24 @@ from pipeline.system.files import parse_json
 
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.+)", re.DOTALL)
 _PACKAGES = {"s3": "dtkd[remote]", "s3a": "dtkd[remote]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+
+
+_TIMES = ("LastModified", "last_modified", "mtime", "updated", "created")  # as stores call it: s3, abfs, gs, memory
+
+
+class StoreError(DtkdError):
+    """The store, or the way to it, failed: what was asked for may be sound."""
+
+
+class Stored(NamedTuple):
+    """What a listing tells of a file; it differs when the file was written anew."""
+
+    size: int
+    """Bytes."""
+    modified: float | None
+    """Seconds since 1970; None where the store does not tell."""
+    version: str
+    """What else tells two states apart."""
 
 
 class Folder:
@@ -49,11 +69,20 @@ class Folder:
         """Whether there is a file or folder of this name."""
         return (self.path / name).exists()
 
-    def listing(self, folder: str = "") -> dict[str, int]:
-        """Names and bytes of the files that lie directly in a folder; nothing where it is none."""
-        whole = self.path / folder
-        found = whole.iterdir() if whole.is_dir() else ()
-        return {path.name: path.stat().st_size for path in found if path.is_file()}
+    def listing(self, folder: str = "") -> dict[str, Stored]:
+        """The files that lie directly in a folder, by name; nothing where it is none."""
+        found = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.path / folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                    if entry.is_file():
+                        state = entry.stat()
+                        version = f"{state.st_mtime_ns} {state.st_ino}"
+                        found[entry.name] = Stored(state.st_size, state.st_mtime, version)
+        return found
+
+    def refresh(self) -> None:
+        """Nothing: a folder is asked anew every time."""
 
 
 class Remote:
@@ -84,34 +113,40 @@ class Remote:
             return self._fs().cat_file(f"{self.url}/{name}")
 
     def read_all(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Bytes of many small objects, read together."""
+        """Bytes of many small objects, read together, of those that are there."""
         if not names:
             return {}
         with self._told(f"reading {len(names)} objects"):
             fs = self._fs()
             paths = {name: fs._strip_protocol(f"{self.url}/{name}") for name in names}
-            found = fs.cat(list(paths.values()))
-        return {name: found[path] for name, path in paths.items()}
+            found = fs.cat(list(paths.values()), on_error="return")
+            there = {name: found[path] for name, path in paths.items()
+                     if not isinstance(found[path], FileNotFoundError)}  # fmt: skip
+            for data in there.values():
+                if isinstance(data, Exception):
+                    raise data
+        return there
 
     def size(self, name: str) -> int:
         """Bytes of an object, by one listing that is kept (`refresh`); `FileNotFoundError` where there is none."""
         if self._sizes is None:
-            self._sizes = self.listing()
+            self.refresh()
+        assert self._sizes is not None
         if name not in self._sizes:
             raise FileNotFoundError(f"{self}/{name}")
         return self._sizes[name]
 
     def refresh(self) -> None:
-        """Forget the listing: others may have written meanwhile."""
-        self._sizes = None
+        """List the sizes anew: others may have written meanwhile."""
+        self._sizes = {name: item.size for name, item in self.listing().items()}
 
     def holds(self, name: str) -> bool:
         """Whether there is an object or a folder of objects of this name."""
         with self._told(f"looking for {name}"):
             return self._fs().exists(f"{self.url}/{name}")
 
-    def listing(self, folder: str = "") -> dict[str, int]:
-        """Names and bytes of the objects that lie directly in a folder."""
+    def listing(self, folder: str = "") -> dict[str, Stored]:
+        """The objects that lie directly in a folder, by name."""
         with self._told("listing"):
             fs = self._fs()
             fs.invalidate_cache()
@@ -119,7 +154,7 @@ class Remote:
                 found = fs.ls(f"{self.url}/{folder}".rstrip("/"), detail=True)
             except FileNotFoundError:
                 return {}
-        return {item["name"].rpartition("/")[2]: int(item["size"]) for item in found if item["type"] == "file"}
+        return {item["name"].rpartition("/")[2]: _stored(item) for item in found if item["type"] == "file"}
 
     def fetch(self, name: str, to: Path) -> None:
         """Copy an object into the local file `to`, which may be cut short: the caller checks its size."""
@@ -130,7 +165,7 @@ class Remote:
         """Store a local file, whole, in one put, and check the size that the store has then.
 
         Raises:
-            DtkdError: the store or the way to it failed; what was there under that name before may still be.
+            StoreError: the store or the way to it failed; what was there under that name before may still be.
         """
         with self._told(f"writing {name}"):
             fs = self._fs()
@@ -138,7 +173,9 @@ class Remote:
             fs.invalidate_cache()
             size, expected = int(fs.info(f"{self.url}/{name}")["size"]), path.stat().st_size
         if size != expected:
-            raise DtkdError(f"{self}/{name} has {size} bytes after writing, expected {expected}; run the command again")
+            raise StoreError(
+                f"{self}/{name} has {size} bytes after writing, expected {expected}; run the command again"
+            )
         if self._sizes is not None and "/" not in name:
             self._sizes[name] = size
 
@@ -168,13 +205,23 @@ class Remote:
             raise DtkdError(f"{self} needs {package}: pip install '{package}' ({error})") from error
         except Exception as error:
             reason = (str(error) or repr(error)).splitlines()[0]
-            raise DtkdError(
+            raise StoreError(
                 f"{self}: {what} failed ({type(error).__name__}: {reason}); what is finished is kept: see to the "
                 "network, the address and the credentials, and run the same command again"
             ) from error
 
 
 Place: TypeAlias = Folder | Remote
+
+
+def _stored(item: Mapping[str, Any]) -> Stored:
+    """What fsspec's `ls` says of an object, which each store says in words of its own."""
+    when: Any = next((item[name] for name in _TIMES if item.get(name) is not None), None)
+    modified: float | None = None
+    with contextlib.suppress(TypeError, ValueError):  # said in a way that is not known: as if it were not
+        when = datetime.fromisoformat(when) if isinstance(when, str) else when
+        modified = when.timestamp() if isinstance(when, datetime) else float(when)
+    return Stored(int(item["size"]), modified, str(item.get("ETag") or item.get("etag") or ""))
 
 
 def is_url(cache: str | Path) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,17 @@ def _create_plain(path: Path, data: bytes) -> bool:
             os.unlink(path)
         raise
     return True
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of the block, where the system has locks (not on Windows); `path` stays, empty."""
+    with open(path, "w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock: a forked reader would hold it as well
+        yield
 
 
 def atomic_write_json(path: str | Path, obj: object) -> None:

@@ -12,15 +12,12 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipeline.corpus import Skipped
-from pipeline.schema import Drift, Sample, ShardRecord
+from pipeline.schema import Sample, ShardRecord
 from pipeline.system.device import out_of_memory, processors
 from pipeline.system.errors import DtkdError, UsageError
 from pipeline.system.files import ensure_dir
 from pipeline.system.progress import OnProgress
-from pipeline.system.results import plain
 from pipeline.system.words import plural
 from pipeline.teacher import Teacher
 from teacher_cache.building.frozen import freeze
@@ -30,7 +27,7 @@ from teacher_cache.building.plan import Plan, PlannedShard, make_plan, refuse_se
 from teacher_cache.building.samples import DeviceError, Photos, SampleMaker, outcomes
 from teacher_cache.building.settings import MOST_THREADS, BuildSettings
 from teacher_cache.building.survey import Survey, refuse_strangers, survey
-from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failures
+from teacher_cache.building.tally import FAILURES, BuildResult, Tally, drift_warning, failures
 from teacher_cache.building.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
 from teacher_cache.remote import RemoteCache
 
@@ -53,62 +50,6 @@ class Build:
     settings: BuildSettings
     remote: RemoteCache | None = None
     """Where the cache is, when that is not `cache`, the folder in which its shards are finished."""
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What a run of stage one achieved."""
-
-    cache: str  # folder or URL
-    complete: bool  # False: shards are left to other processes, and `wait` was off or `shards` a part of them
-    shards: int  # of the plan
-    shards_done: int  # by all processes
-    share: tuple[int, int] | None  # first and last shard of this process where `shards` gave it a part of them
-    share_done: bool  # whether all of these are done
-    planned: int  # samples
-    ok: int
-    errors: int
-    reused: int  # samples of shards that were finished before this run
-    computed: int  # samples of shards that this process finished
-    skipped: tuple[Skipped, ...]  # photos that could not be used at all
-    failures: tuple[Failure, ...]  # the first ones
-    failures_left_out: int  # failed samples that `failures` does not tell of
-    seconds: float
-    teacher_seconds_per_image: float | None
-    drift: Drift | None
-    warnings: tuple[str, ...]  # what may be wrong with the pictures that were made
-
-    @property
-    def failure(self) -> str | None:
-        """See `pipeline.system.results.Result`."""
-        if self.share_done:
-            return None
-        return f"{self.cache} is not complete yet: run the same command again later"
-
-    def lines(self) -> list[str]:
-        """For people: what failed, then how the cache stands; skipped files were told before the work."""
-        lines = []
-        for item in self.failures:
-            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
-            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
-        if self.failures_left_out:
-            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
-        made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
-        parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
-        parts += [f"{self.errors} failed"] if self.errors else []
-        parts += [f"teacher {self.teacher_seconds_per_image:.2f} s an image"] if self.teacher_seconds_per_image else []
-        lines += [f"{self.cache}: {', '.join(parts)}", *(f"warning: {text}" for text in self.warnings)]
-        if self.share:
-            mine = f"shards {self.share[0]}-{self.share[1]}"
-            stand = f"{self.shards_done} of {plural(self.shards, 'shard')} are done by all"
-            lines.append(f"{mine} {'are done' if self.share_done else 'are not all done'}, {stand}")
-        elif not self.complete:
-            lines.append("other processes are still at work on the rest")
-        return lines
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        return plain(self)
 
 
 def build_cache(
@@ -144,7 +85,8 @@ def build(surveyed: Survey, teacher: Teacher, on_progress: OnProgress | None = N
     manifest = None
     if tally.complete:
         tally.check()
-        manifest = work.remote.finalize() if work.remote else finalize(work.cache)
+        names = [shard.name for shard in work.plan.shards]
+        manifest = work.remote.finalize(names) if work.remote else finalize(work.cache)
     images = manifest.teacher_images if manifest else 0
     told = failures(work.plan, tally.records.values())
     drift = manifest.drift if manifest else None
@@ -210,6 +152,7 @@ def _prepare(surveyed: Survey, teacher: Teacher) -> Build:
         freeze(cache, plan)
         for name in FOLDERS:
             ensure_dir(cache / name)
+        surveyed.files.save()
     if surveyed.remote:
         surveyed.remote.put_plan()
     return work_on(cache, plan, surveyed, teacher, surveyed.remote)
@@ -234,6 +177,8 @@ def process_shard(work: Build, index: int, on_samples: OnSamples | None = None) 
         with lease:
             if (record := _done(work, shard)) is not None:  # finished between the two looks
                 return record
+            if work.remote:
+                work.remote.take_back(shard.name)
             reopen(work.cache, shard, work.plan.fingerprint_digest)  # in case of a damaged record or a missing tar
             with suppress(LostLeaseError):
                 record = _make(work, shard, lease, on_samples)
@@ -272,14 +217,22 @@ def _look(work: Build, tally: Tally, share: range) -> int:
     for index, shard in enumerate(work.plan.shards):
         record = _done(work, shard)
         if record and record.errors and work.settings.retry_errors and index in share:
-            with _explained(work.cache, shard.name):
-                lease = acquire(work.cache / "leases", shard.name, work.settings.lease_seconds)
-                if lease is not None:
-                    with lease:
-                        reopen(work.cache, shard, work.plan.fingerprint_digest)
+            _make_again(work, shard)
         elif record:
             tally.shard_left(record)
     return tally.processed
+
+
+def _make_again(work: Build, shard: PlannedShard) -> None:
+    """Count a done shard as not done, in a store where it stays until it is replaced."""
+    if work.remote:
+        work.remote.make_again(shard.name)
+        return
+    with _explained(work.cache, shard.name):
+        lease = acquire(work.cache / "leases", shard.name, work.settings.lease_seconds)
+        if lease is not None:
+            with lease:
+                reopen(work.cache, shard, work.plan.fingerprint_digest)
 
 
 def _make_all(work: Build, tally: Tally, share: range) -> None:

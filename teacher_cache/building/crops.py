@@ -13,7 +13,7 @@ from pipeline.degradation import Degradation
 from pipeline.degrade import degrade_inside
 from pipeline.filters import mirrored
 from pipeline.images import ImageError, Rgb, load_rgb
-from pipeline.schema import Split, sample_key, sample_seed
+from pipeline.schema import Json, Split, sample_key, sample_seed
 from pipeline.system.errors import DtkdError
 
 VAL_SIDE = 512
@@ -75,9 +75,9 @@ def tiles_of(source: Source, tile: int, scale: int, split: Split) -> list[Tile]:
     return [Tile(source.id, x, y, w, h, split)]
 
 
-def tile_key(tile: Tile, degradation: Degradation) -> str:
-    """Key of the tile's sample: 24 hex digits."""
-    return sample_key(tile.source, (tile.x, tile.y, tile.width, tile.height), degradation.config())
+def tile_key(tile: Tile, degradation: Json) -> str:
+    """Key of the tile's sample, 24 hex digits; `degradation` is a `Degradation.config`."""
+    return sample_key(tile.source, (tile.x, tile.y, tile.width, tile.height), degradation)
 
 
 def load_source(source: Source) -> tuple[Rgb, Rgb | None]:
@@ -118,7 +118,7 @@ def cut_tile(hr: Rgb, lr: Rgb | None, tile: Tile, degradation: Degradation, seed
     scale = degradation.scale
     height, width = hr.shape[0] // scale * scale, hr.shape[1] // scale * scale
     _check_inside(tile, width, height, scale)
-    key = tile_key(tile, degradation)
+    key = tile_key(tile, degradation.config())
     gt = _cut(hr, tile.x, tile.y, tile.width, tile.height)
     if degradation.kind == "paired":
         if lr is None or lr.shape[:2] != (height // scale, width // scale):

@@ -28,16 +28,14 @@ def freeze(cache: Path, plan: Plan) -> None:
         _refuse(cache, _differences(old, plan.fingerprint, plan.sources))
 
 
-def check_layout(cache: Path, layout: Layout) -> None:
-    """Check, where the cache was begun, that it was with this corpus and these settings; before the teacher is loaded.
+def check_layout(cache: Path, begun: Plan, layout: Layout) -> None:
+    """Check that the cache was begun with this corpus and these settings; before the teacher is loaded.
 
     Raises:
-        DtkdError: it was not, or its plan is damaged.
+        DtkdError: it was not.
     """
-    if (cache / "plan.json").exists():
-        old = load_plan(cache)
-        known = {name: value for name, value in old.fingerprint.items() if name in {*layout.fingerprint, "samples"}}
-        _refuse(cache, _differences(dataclasses.replace(old, fingerprint=known), layout.fingerprint, layout.identities))
+    known = {name: value for name, value in begun.fingerprint.items() if name in {*layout.fingerprint, "samples"}}
+    _refuse(cache, _differences(dataclasses.replace(begun, fingerprint=known), layout.fingerprint, layout.identities))
 
 
 def _differences(old: Plan, fingerprint: Json, sources: Sequence[tuple[str, int, int, str]]) -> list[str]:

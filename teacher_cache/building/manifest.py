@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from pipeline.shards import index_bytes
 from pipeline.storage.places import Place
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import atomic_write_bytes
+from teacher_cache import known_files
 from teacher_cache.building.lease import acquire, now
 from teacher_cache.building.plan import Plan, load_plan
 from teacher_cache.building.writer import clean_parts, read_record
@@ -59,6 +61,7 @@ def _sweep(cache: Path) -> None:
             if lease := acquire(cache / "leases", shard):  # None: it is being made again just now
                 with lease:
                     clean_parts(cache, shard)
+        shutil.rmtree(cache / known_files.FOLDER, ignore_errors=True)  # who comes now has nothing to make
         for path in (path for folder in folders for pattern in TEMPORARY for path in folder.glob(pattern)):
             if now(cache) - path.stat().st_mtime > TEMPORARY_SECONDS:
                 path.unlink()

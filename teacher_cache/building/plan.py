@@ -170,13 +170,12 @@ class Layout:
     """What the plan's fingerprint says of corpus, settings and versions."""
 
 
-def identity(source: Source) -> str:
-    """Identity of a photo's files."""
-    files = [source.path] if source.lr_path is None else [source.path, source.lr_path]
-    return " ".join(sample_file(file) for file in files)
-
-
-def lay_out(corpus: Corpus, settings: BuildSettings, identify: Callable[[Source], str] = identity) -> Layout:
+def lay_out(
+    corpus: Corpus,
+    settings: BuildSettings,
+    identify: Callable[[Path], str] = sample_file,
+    begun: Plan | None = None,
+) -> Layout:
     """Cut the photos into tiles, and these into shards.
 
     Training keys are sorted and cut every `samples_per_shard`; held-out crops get shards of their own.
@@ -184,16 +183,21 @@ def lay_out(corpus: Corpus, settings: BuildSettings, identify: Callable[[Source]
     Args:
         corpus: the photos.
         settings: tile, shards and what else decides it.
-        identify: what the plan says of a photo's files.
+        identify: what the plan says of a photo's file.
+        begun: the plan of the cache, where it has one; of the same photos and settings, it is cut already.
 
     Raises:
         DtkdError: more photos are held out than there are.
     """
     sources = _limited(corpus.sources, settings.limit)
-    identities = tuple((s.id, s.width, s.height, identify(s)) for s in sources)
+    identities = tuple((s.id, s.width, s.height, _identity(s, identify)) for s in sources)
+    fingerprint = _layout_fingerprint(identities, settings)
     parts = split_photos(sources, settings.hold_out)
-    shards = (*_cut(parts.train, "train", settings), *_cut(parts.val, "val", settings))
-    return Layout(corpus, tuple(sources), identities, shards, _layout_fingerprint(identities, settings))
+    if begun and all(begun.fingerprint.get(name) == value for name, value in fingerprint.items()):
+        shards = begun.shards
+    else:
+        shards = (*_cut(parts.train, "train", settings), *_cut(parts.val, "val", settings))
+    return Layout(corpus, tuple(sources), identities, shards, fingerprint)
 
 
 def make_plan(layout: Layout, teacher: Teacher, settings: BuildSettings) -> Plan:
@@ -224,7 +228,7 @@ def refuse_seen(layout: Layout, teacher: Teacher, hold_out: int) -> None:
     Raises:
         DtkdError: it was (says how many photos can be held out).
     """
-    seen = {s.id for s in layout.sources if sample_file(s.path) in teacher.trained_on} if teacher.trained_on else set()
+    seen = {name for name, _, _, files in layout.identities if files.partition(" ")[0] in teacher.trained_on}
 
     def held_out(count: int) -> list[str]:
         return [source.id for source in split_photos(layout.sources, count).val if source.id in seen]
@@ -246,7 +250,7 @@ def load_plan(cache: str | Path | Place) -> Plan:
     return Plan.from_json(_read(place_of(cache)))
 
 
-def load_outline(cache: Path) -> Outline:
+def load_outline(cache: str | Path | Place) -> Outline:
     """Read plan.json as far as it tells which samples there are: several times faster than `load_plan`.
 
     Raises:
@@ -272,6 +276,12 @@ def _read(cache: Place) -> Json:
         raise DtkdError(f"{error}: remove it; {PLAN_AGAIN}") from error
     check_schema(data, f"{cache}: plan.json", f"remove {cache}/plan.json; {PLAN_AGAIN}")
     return data
+
+
+def _identity(source: Source, identify: Callable[[Path], str]) -> str:
+    """Of a photo's files: the HR one's, and after a space the LR one's where there is one."""
+    files = [source.path] if source.lr_path is None else [source.path, source.lr_path]
+    return " ".join(map(identify, files))
 
 
 def _layout_fingerprint(sources: Sequence[tuple[str, int, int, str]], settings: BuildSettings) -> Json:
@@ -302,8 +312,9 @@ def _limited(sources: Sequence[Source], limit: int | None) -> list[Source]:
 
 def _cut(sources: Sequence[Source], split: Split, settings: BuildSettings) -> list[PlannedShard]:
     scale, size = settings.degradation.scale, settings.samples_per_shard
+    degradation = settings.degradation.config()
     tiles = [tile for source in sources for tile in crops.tiles_of(source, settings.tile, scale, split)]
-    samples = sorted((PlannedSample(crops.tile_key(t, settings.degradation), t) for t in tiles), key=lambda s: s.key)
+    samples = sorted((PlannedSample(crops.tile_key(t, degradation), t) for t in tiles), key=lambda s: s.key)
     starts = range(0, len(samples), size)
     return [PlannedShard(shard_name(split, i), split, tuple(samples[a : a + size])) for i, a in enumerate(starts)]
 

@@ -14,11 +14,12 @@ from pipeline.system.files import read_json
 from pipeline.system.progress import ProgressEvent, clock_text
 from pipeline.system.words import bytes_text, plural
 from teacher_cache.building.frozen import check_layout
-from teacher_cache.building.plan import Layout, lay_out
+from teacher_cache.building.plan import Layout, lay_out, load_plan
 from teacher_cache.building.settings import BuildSettings
+from teacher_cache.known_files import KnownFiles
 from teacher_cache.remote import RemoteCache, refuse_leases
 
-_OURS = re.compile(r"done|leases|parts|manifest\.(?:json|index)|plan\.json")
+_OURS = re.compile(r"done|leases|parts|scans|manifest\.(?:json|index)|plan\.json")
 _SHARD = re.compile(r"((?:shard|val)-\d{8})\.tar")
 _BYTES_A_PIXEL = 1.39  # of photos as lossless WebP, as the cache has it (LOG.md)
 _NAMED = 20  # skipped photos that `Survey.lines` names
@@ -33,6 +34,8 @@ class Survey:
     remote: RemoteCache | None
     settings: BuildSettings
     layout: Layout
+    files: KnownFiles
+    """What is known of the corpus now."""
     held_out: int
     """Photos, of those that are used."""
     planned: int
@@ -101,18 +104,15 @@ def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None
     settings = settings or BuildSettings()
     place = place_of(cache)
     if isinstance(place, Remote):
-        refuse_leases(place, settings.shards, settings.retry_errors)
-    degradation = settings.degradation
-    paired = degradation.kind == "paired"
-    found = scan(corpus, paired=paired, scale=degradation.scale, min_side=settings.tile)
-    layout = lay_out(found, settings)
-    settings.share(len(layout.shards))  # refuses one behind the last shard
+        refuse_leases(place, settings.shards)
     remote = RemoteCache(place, LocalFolder(settings.local_folder).path) if isinstance(place, Remote) else None
     if remote:
         remote.begin()
     cache = remote.folder if remote else Path(cache)
     refuse_strangers(cache)
-    check_layout(cache, layout)
+    files = KnownFiles(cache, Path(corpus))
+    layout = _lay_out(corpus, cache, settings, files)
+    settings.share(len(layout.shards))  # refuses one behind the last shard
     planned = sum(len(shard.samples) for shard in layout.shards)
     records = [record for shard in layout.shards if (record := _record(cache, shard.name))]
     if remote:
@@ -120,7 +120,24 @@ def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None
     done, seconds = sum(len(record.samples) for record in records), sum(record.seconds for record in records)
     left = seconds / done * (planned - done) if done else None
     size = sum(record.bytes for record in records) / done * planned if done else _bytes(layout, settings)
-    return Survey(cache, remote, settings, layout, settings.hold_out, planned, done, left, round(size))
+    return Survey(cache, remote, settings, layout, files, settings.hold_out, planned, done, left, round(size))
+
+
+def _lay_out(corpus: str | Path, cache: Path, settings: BuildSettings, files: KnownFiles) -> Layout:
+    """What plan.json says of tiles and shards, once the photos are seen to be its photos; else made of them."""
+    degradation = settings.degradation
+    begun = load_plan(cache) if (cache / "plan.json").exists() else None
+    found = scan(
+        corpus,
+        paired=degradation.kind == "paired",
+        scale=degradation.scale,
+        min_side=settings.tile,
+        size_of=files.size,
+    )
+    layout = lay_out(found, settings, files.identity, begun)
+    if begun:
+        check_layout(cache, begun, layout)
+    return layout
 
 
 def refuse_strangers(cache: Path) -> None:

@@ -1,11 +1,15 @@
-"""Counting while a cache is made: progress for people, and whether too much fails to go on."""
+"""Counting while a cache is made: progress for people, whether too much fails to go on, and what came of it."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pipeline.corpus import Skipped
 from pipeline.schema import Drift, Sample, ShardRecord
 from pipeline.system.errors import DtkdError
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text
+from pipeline.system.results import plain
+from pipeline.system.words import plural
 from teacher_cache.building.plan import Plan
 
 FAILURES = 20
@@ -24,6 +28,62 @@ class Failure:
     stage: str
     message: str
     samples: int  # that failed for this reason
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a run of stage one achieved."""
+
+    cache: str  # folder or URL
+    complete: bool  # False: shards are left to other processes, and `wait` was off or `shards` a part of them
+    shards: int  # of the plan
+    shards_done: int  # by all processes
+    share: tuple[int, int] | None  # first and last shard of this process where `shards` gave it a part of them
+    share_done: bool  # whether all of these are done
+    planned: int  # samples
+    ok: int
+    errors: int
+    reused: int  # samples of shards that were finished before this run
+    computed: int  # samples of shards that this process finished
+    skipped: tuple[Skipped, ...]  # photos that could not be used at all
+    failures: tuple[Failure, ...]  # the first ones
+    failures_left_out: int  # failed samples that `failures` does not tell of
+    seconds: float
+    teacher_seconds_per_image: float | None
+    drift: Drift | None
+    warnings: tuple[str, ...]  # what may be wrong with the pictures that were made
+
+    @property
+    def failure(self) -> str | None:
+        """See `pipeline.system.results.Result`."""
+        if self.share_done:
+            return None
+        return f"{self.cache} is not complete yet: run the same command again later"
+
+    def lines(self) -> list[str]:
+        """For people: what failed, then how the cache stands; skipped files were told before the work."""
+        lines = []
+        for item in self.failures:
+            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
+            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
+        if self.failures_left_out:
+            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
+        made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
+        parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
+        parts += [f"{self.errors} failed"] if self.errors else []
+        parts += [f"teacher {self.teacher_seconds_per_image:.2f} s an image"] if self.teacher_seconds_per_image else []
+        lines += [f"{self.cache}: {', '.join(parts)}", *(f"warning: {text}" for text in self.warnings)]
+        if self.share:
+            mine = f"shards {self.share[0]}-{self.share[1]}"
+            stand = f"{self.shards_done} of {plural(self.shards, 'shard')} are done by all"
+            lines.append(f"{mine} {'are done' if self.share_done else 'are not all done'}, {stand}")
+        elif not self.complete:
+            lines.append("other processes are still at work on the rest")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return plain(self)
 
 
 class Tally:

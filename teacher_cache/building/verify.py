@@ -16,7 +16,7 @@ import numpy as np
 from pipeline import config
 from pipeline.schema import AROUND, TEACHERS, Manifest, Sample, ShardRecord
 from pipeline.shards import read_member
-from pipeline.storage.places import Place, Remote, place_of, read_json, whole_file
+from pipeline.storage.places import Place, Remote, StoreError, place_of, read_json, whole_file
 from pipeline.system.device import choose
 from pipeline.system.errors import DtkdError
 from pipeline.system.files import ensure_dir, parse_json, sha256_file
@@ -187,6 +187,8 @@ def _check_shard(cache: Place, plan: Plan, shard: PlannedShard) -> tuple[ShardRe
     """The record, where it is sound, and all that is wrong with the shard."""
     try:
         record = read_record_alone(cache, shard, plan.fingerprint_digest)
+    except StoreError:  # no damage, that a repair would remove
+        raise
     except DtkdError as error:
         return None, [Damage(shard.name, str(error))]
     if record is None:
@@ -270,6 +272,8 @@ def _check_manifest(cache: Place, expected: Manifest) -> Iterator[Damage]:
         reason = "is not what the done records say"
     except FileNotFoundError:
         reason = "is missing"
+    except StoreError:
+        raise
     except DtkdError as error:
         reason = str(error)
     yield Damage("manifest", f"manifest.json {reason}; run the same `dtkd teacher-cache` again")

@@ -1,19 +1,20 @@
 """What has been made of a cache, read from its done records and journals while others write them.
 
 Of a record only what is told is read, its failed samples and sums: ten thousand of them are looked through in seconds.
-Whether every byte is sound, `dtkd verify` finds out.
+Whether every byte is sound, `dtkd verify` finds out. A cache at a URL costs two listings a look, and a read for each
+record that is new; its journals are in a folder of whoever makes it.
 """
 
-import os
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.schema import Sample, ShardRecord
-from pipeline.shards import check_size, done_path
+from pipeline.shards import check_size
+from pipeline.storage.places import Folder, Place, Stored, StoreError, read_json
 from pipeline.system.errors import DtkdError
-from pipeline.system.files import read_json
 from teacher_cache.building.plan import Outline, OutlinedShard
 from teacher_cache.building.writer import read_journal
 
@@ -24,8 +25,8 @@ class Finished(NamedTuple):
     record: ShardRecord
     """With the failed ones of its samples only."""
     samples: int
-    at: float
-    """When its record was written, seconds since 1970."""
+    at: float | None
+    """When its record was written, seconds since 1970; None where the store does not tell."""
 
 
 class Damaged(NamedTuple):
@@ -33,6 +34,9 @@ class Damaged(NamedTuple):
 
     shard: str
     reason: str
+
+
+_READERS = 16  # records that are read at once: a store answers each after some hundredths of a second
 
 
 @dataclass(frozen=True)
@@ -49,35 +53,49 @@ class InWork:
 class Records:
     """The done records of a cache; looked at again, only those that changed are read again."""
 
-    def __init__(self, cache: Path, outline: Outline) -> None:
+    def __init__(self, cache: Place, outline: Outline) -> None:
         """Begin with nothing read."""
         self._cache, self._outline = cache, outline
         self._fingerprint = outline.plan.fingerprint_digest
-        self._read: dict[str, tuple[tuple[int, int, int], Finished | Damaged]] = {}
+        self._read: dict[str, tuple[Stored, Finished]] = {}
 
     def look(self) -> dict[str, Finished | Damaged]:
-        """What every shard with a record is like, by name, in the order of the plan."""
-        for shard in self._outline.shards:
-            self._look(shard)
-        return {shard.name: self._read[shard.name][1] for shard in self._outline.shards if shard.name in self._read}
+        """What every shard with a record is like, by name, in the order of the plan.
 
-    def _look(self, shard: OutlinedShard) -> None:
-        path = done_path(self._cache, shard.name)
+        Raises:
+            StoreError: the store or the way to it failed.
+        """
+        listed = self._cache.listing("done")
+        self._cache.refresh()  # afterwards: a tar is there before its record
+        done = [(shard, state) for shard in self._outline.shards if (state := listed.get(f"{shard.name}.json"))]
+        with ThreadPoolExecutor(_READERS, "records") as pool:
+            items = pool.map(lambda one: self._look(*one), done)
+            found = {shard.name: item for (shard, _), item in zip(done, items, strict=True) if item}
+        if any(isinstance(item, Damaged) for item in found.values()):  # or made again while we looked
+            again = self._cache.listing("done")
+            for shard, state in done:
+                if isinstance(found.get(shard.name), Damaged) and again.get(f"{shard.name}.json") != state:
+                    del found[shard.name]
+        return found
+
+    def _look(self, shard: OutlinedShard, state: Stored) -> Finished | Damaged | None:
+        known, item = self._read.get(shard.name, (None, None))
         try:
-            found = os.stat(path)
-            version = (found.st_mtime_ns, found.st_size, found.st_ino)
-            known, item = self._read.get(shard.name, (None, None))
-            if known != version or not isinstance(item, Finished):
-                item = Finished(*self._record(path, shard), found.st_mtime)
+            if known != state or item is None:
+                item = Finished(*self._record(shard), state.modified)
+                self._read[shard.name] = state, item
             check_size(self._cache, shard.name, item.record.bytes)
-            self._read[shard.name] = version, item
-        except (FileNotFoundError, NotADirectoryError):  # not done, or set back by a repair just now
-            self._read.pop(shard.name, None)
+        except (FileNotFoundError, NotADirectoryError):  # set back by a repair just now
+            return None
+        except StoreError:
+            raise
         except (DtkdError, OSError) as error:
-            self._read[shard.name] = (0, 0, 0), Damaged(shard.name, str(error))
+            return Damaged(shard.name, str(error))
+        return item
 
-    def _record(self, path: Path, shard: OutlinedShard) -> tuple[ShardRecord, int]:
-        data = read_json(path)
+    def _record(self, shard: OutlinedShard) -> tuple[ShardRecord, int]:
+        path = f"{self._cache}/done/{shard.name}.json"
+        data = read_json(self._cache, f"done/{shard.name}.json")
         samples = data.get("samples") if isinstance(data, dict) else None
         if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
             raise DtkdError(f"{path} is damaged: it has no list of samples")
@@ -89,10 +107,10 @@ class Records:
         return record, len(samples)
 
 
-def in_work(cache: Path, outline: Outline, finished: set[str]) -> InWork:
+def in_work(cache: Place, outline: Outline, finished: set[str]) -> InWork:
     """Read the journals of shards that are not `finished`; a sample that several attempts have counts once."""
     journals: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted((cache / "parts").glob("*.jsonl")):
+    for path in sorted((cache.path / "parts").glob("*.jsonl")) if isinstance(cache, Folder) else ():
         journals[path.name.partition(".")[0]].append(path)
     found: dict[str, tuple[OutlinedShard, Sample, float]] = {}
     for shard in outline.shards:

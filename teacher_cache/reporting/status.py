@@ -1,6 +1,7 @@
 """How a cache stands: what is done, who is at work, what failed, what is damaged, what it cost. Nothing is written.
 
-Neither corpus nor teacher is needed, and it may be asked at any moment, of a cache in work, begun or damaged.
+Neither corpus nor teacher is needed, and it may be asked at any moment, of a cache in work, begun or damaged. Of one at
+a URL, who is at work and what is in unfinished shards is known to those who make it alone.
 """
 
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.schema import REPAIR, SampleError
+from pipeline.storage.places import Folder, Place, is_url, place_of
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text, rate_text
 from pipeline.system.results import plain
 from pipeline.system.words import bytes_text, plural
@@ -20,6 +22,8 @@ from teacher_cache.reporting.records import Damaged, Finished, InWork, Records, 
 
 REFRESH = 2.0
 """Seconds between two looks at a cache that is watched."""
+REFRESH_REMOTE = 10.0
+"""The same at a URL, where a look costs a request for every thousand shards, twice."""
 _RECENT = 64  # finished shards that the pace is taken from
 _NAMED = 10  # holders and damaged shards that the text names
 
@@ -41,7 +45,7 @@ class Kind:
 class Status:
     """How a cache stands. Samples are counted in tiles, `done` and `failed` ones and those of shards in work."""
 
-    cache: Path
+    cache: str  # folder or URL
     corpus: str
     teacher: str
     shards: int
@@ -82,11 +86,11 @@ class Status:
     def failure(self) -> str | None:
         """See `pipeline.system.results.Result`."""
         what = plural(len(self.damaged), "damaged shard")
-        return f"{what}: {REPAIR.replace('CACHE', str(self.cache))}" if self.damaged else None
+        return f"{what}: {REPAIR.replace('CACHE', self.cache)}" if self.damaged else None
 
     def event(self) -> ProgressEvent:
         """The status as progress."""
-        notes = [plural(len(self.at_work), "shard") + " in work"]
+        notes = [] if is_url(self.cache) else [plural(len(self.at_work), "shard") + " in work"]
         notes += [f"{self.failed} failed"] if self.failed else []
         notes += [f"{len(self.damaged)} damaged"] if self.damaged else []
         notes += [f"teacher {clock_text(self.ledger.so_far)}"] if self.ledger else []
@@ -115,7 +119,11 @@ class Status:
         parts = []
         if self.rate and self.seconds_left is not None:
             parts += [rate_text(self.rate, "tiles"), f"about {clock_text(self.seconds_left)} left"]
-        if not self.at_work:
+        if is_url(self.cache):
+            parts.append(
+                "who is at work cannot be seen at a URL: where nobody is, the same `dtkd teacher-cache` goes on"
+            )
+        elif not self.at_work:
             parts.append("nobody is at work: the same `dtkd teacher-cache` goes on")
         lines = [", ".join(parts)] if parts else []
         return lines + _first([_holder_text(holder) for holder in self.holders], "shard in work")
@@ -132,29 +140,34 @@ class Status:
 class Watcher:
     """Looks at a cache again and again."""
 
-    def __init__(self, cache: Path, presentations: int = PRESENTATIONS) -> None:
+    def __init__(self, cache: str | Path | Place, presentations: int = PRESENTATIONS) -> None:
         """Read the plan.
 
         Raises:
             DtkdError: no cache, a lost or damaged plan, or another schema.
         """
-        self._cache, self._presentations = cache, presentations
-        self._outline = load_outline(cache)
-        self._records = Records(cache, self._outline)
+        self.cache, self._presentations = place_of(cache), presentations
+        self._outline = load_outline(self.cache)
+        self._records = Records(self.cache, self._outline)
 
     def look(self) -> Status:
-        """How the cache stands now."""
+        """How the cache stands now.
+
+        Raises:
+            StoreError: the store of a URL, or the way to it, failed.
+        """
         found = self._records.look()
         finished = {name: item for name, item in found.items() if isinstance(item, Finished)}
-        work = in_work(self._cache, self._outline, set(finished))
-        held = tuple(holder for holder in holders(self._cache / "leases") if holder.shard not in finished)
+        work = in_work(self.cache, self._outline, set(finished))
+        leases = holders(self.cache.path / "leases") if isinstance(self.cache, Folder) else []
+        held = tuple(holder for holder in leases if holder.shard not in finished)
         done = sum(item.samples for item in finished.values())
         kinds = _kinds(self._outline, finished, work)
         ledger = _ledger(self._outline, list(finished.values()), work, self._presentations)
         complete = len(finished) == len(self._outline.shards)
         rate = None if complete else _rate(list(finished.values()), ledger, held, self._outline.plan.outputs)
         return Status(
-            cache=self._cache,
+            cache=str(self.cache),
             corpus=self._outline.plan.corpus,
             teacher=self._outline.plan.teacher_title,
             shards=len(self._outline.shards),
@@ -170,7 +183,7 @@ class Watcher:
             damaged=tuple(item for item in found.values() if isinstance(item, Damaged)),
             bytes=sum(item.record.bytes for item in finished.values()),
             ledger=ledger,
-            manifest=(self._cache / "manifest.json").is_file(),
+            manifest=self.cache.holds("manifest.json"),
         )
 
 
@@ -180,21 +193,22 @@ def read_status(
     """How a cache stands.
 
     Args:
-        cache: folder of the cache.
+        cache: folder or URL of the cache.
         presentations: samples that a training is shown, for `Ledger.in_the_loop`.
         watch: look again every few seconds until it is complete, or Ctrl-C; then it is the last status.
         on_progress: called after every look, where it is watched.
 
     Raises:
-        DtkdError: no cache, a lost or damaged plan, or another schema.
+        DtkdError: no cache, a lost or damaged plan, or another schema; or the store of a URL failed.
     """
-    watcher = Watcher(Path(cache), presentations)
+    watcher = Watcher(cache, presentations)
+    pause = REFRESH if isinstance(watcher.cache, Folder) else REFRESH_REMOTE
     status = watcher.look()
     try:
         while watch and not status.complete:
             if on_progress:
                 on_progress(status.event())
-            time.sleep(REFRESH)
+            time.sleep(pause)
             status = watcher.look()
     except KeyboardInterrupt:  # the way to end it: what was seen last is told
         return status
@@ -238,10 +252,10 @@ def _ledger(outline: Outline, finished: Sequence[Finished], work: InWork, presen
 
 def _rate(finished: Sequence[Finished], ledger: Ledger | None, held: Sequence[Holder], outputs: int) -> float | None:
     """Tiles a second while somebody was at work on the shards finished last; before the first, as the teacher goes."""
-    recent = sorted(finished, key=lambda item: item.at)[-_RECENT:]
-    busy = _busy_seconds([(item.at - item.record.seconds, item.at) for item in recent])
+    timed = sorted(((item.at, item) for item in finished if item.at is not None), key=lambda one: one[0])[-_RECENT:]
+    busy = _busy_seconds([(at - item.record.seconds, at) for at, item in timed])
     if busy > 0:
-        return sum(item.samples for item in recent) / busy
+        return sum(item.samples for _, item in timed) / busy
     at_work = sum(not holder.stale for holder in held)
     return at_work / (ledger.an_image * outputs) if ledger and at_work else None
 

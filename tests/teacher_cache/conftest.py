@@ -2,6 +2,7 @@
 
 import shutil
 
+import fsspec
 import pytest
 from cache_support import NoisyBicubic, make_corpus, settings
 
@@ -19,6 +20,16 @@ def finished(corpus, tmp_path_factory):
     cache = tmp_path_factory.mktemp("finished") / "cache"
     assert build_cache(str(corpus), cache, NoisyBicubic(), settings()).complete
     return cache
+
+
+@pytest.fixture
+def store():
+    """fsspec's store in memory, empty."""
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+    yield fs
+    fs.store.clear()
 
 
 @pytest.fixture

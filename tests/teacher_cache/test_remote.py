@@ -1,8 +1,7 @@
 """Making a cache at a URL, against fsspec's memory:// store: the same bytes as in a folder, whatever the store does."""
 
-import fsspec
 import pytest
-from cache_support import NoisyBicubic, settings, tars
+from cache_support import URL, NoisyBicubic, build_at_url, remote_tars, settings, tars
 
 from pipeline.shards import load_manifest
 from pipeline.storage.places import Remote
@@ -14,31 +13,11 @@ from teacher_cache.building.verify import verify_cache
 from teacher_cache.remote import RemoteCache
 from teacher_cache.reporting.preview import preview_tiles
 
-URL = "memory://bucket/cache"
-
-
-@pytest.fixture
-def store():
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pseudo_dirs[:] = [""]
-    yield fs
-    fs.store.clear()
-
-
-def build(corpus, local, shards, teacher=None, **changes):
-    how = settings(shards=shards, local_folder=str(local), **changes)
-    return build_cache(str(corpus), URL, teacher or NoisyBicubic(), how)
-
-
-def remote_tars(store):
-    return {path.rpartition("/")[2]: bytes(store.cat_file(path)) for path in store.glob("/bucket/cache/*.tar")}
-
 
 def test_shares_of_two_machines_make_the_cache_of_a_folder(corpus, finished, store, tmp_path):
-    one = build(corpus, tmp_path / "one", "2-")
+    one = build_at_url(corpus, tmp_path / "one", "2-")
     assert (one.complete, one.share_done, one.shards_done, one.cache) == (False, True, 3, URL)
-    two = build(corpus, tmp_path / "two", "0-1")
+    two = build_at_url(corpus, tmp_path / "two", "0-1")
     assert (two.complete, two.shards_done, two.failure) == (True, 5, None)
     assert remote_tars(store) == tars(finished)
     assert not list(tmp_path.glob("*/making/*/*.tar")), "a tar goes when the store has it"
@@ -47,7 +26,7 @@ def test_shares_of_two_machines_make_the_cache_of_a_folder(corpus, finished, sto
     found = verify_cache(URL, recompute=3, teacher=NoisyBicubic())
     assert (found.ok, found.samples, found.cache) == (True, 17, URL)
     teacher = NoisyBicubic()
-    again = build(corpus, tmp_path / "three", "0-", teacher)
+    again = build_at_url(corpus, tmp_path / "three", "0-", teacher)
     assert (again.complete, again.computed, teacher.calls) == (True, 0, 0)
 
 
@@ -64,10 +43,10 @@ def test_a_put_that_fails_costs_no_teacher_call(corpus, finished, store, tmp_pat
     with monkeypatch.context() as broken:
         broken.setattr(type(store), "put_file", lose)
         with pytest.raises(DtkdError, match=f"{URL}: writing {fails} failed .*connection lost.*run the same command"):
-            build(corpus, tmp_path, "0-", first)
+            build_at_url(corpus, tmp_path, "0-", first)
     with pytest.raises(DtkdError):
         load_manifest(URL)
-    assert build(corpus, tmp_path, "0-", second).complete
+    assert build_at_url(corpus, tmp_path, "0-", second).complete
     assert remote_tars(store) == tars(finished)
     assert verify_cache(URL).ok
     undisturbed = NoisyBicubic()
@@ -84,14 +63,14 @@ def test_a_put_that_ends_early_is_noticed(corpus, finished, store, tmp_path, mon
     with monkeypatch.context() as broken:
         broken.setattr(type(store), "put_file", half)
         with pytest.raises(DtkdError, match="bytes after writing"):
-            build(corpus, tmp_path, "0-")
+            build_at_url(corpus, tmp_path, "0-")
     assert not store.exists("/bucket/cache/done/val-00000000.json")
-    assert build(corpus, tmp_path, "0-").complete
+    assert build_at_url(corpus, tmp_path, "0-").complete
     assert remote_tars(store) == tars(finished)
 
 
 def test_damage_is_found_and_repaired(corpus, finished, store, tmp_path):
-    build(corpus, tmp_path, "0-")
+    build_at_url(corpus, tmp_path, "0-")
     path = "/bucket/cache/shard-00000002.tar"
     data = bytearray(store.cat_file(path))
     data[3000] ^= 1
@@ -101,32 +80,30 @@ def test_damage_is_found_and_repaired(corpus, finished, store, tmp_path):
     assert verify_cache(URL, repair=True).repaired == ("shard-00000002",)
     with pytest.raises(DtkdError, match="4 of 5 shards are done"):
         load_manifest(URL)
-    assert build(corpus, tmp_path, "0-").computed == 5
+    assert build_at_url(corpus, tmp_path, "0-").computed == 5
     assert remote_tars(store) == tars(finished)
     assert verify_cache(URL).ok
 
 
 def test_a_tar_that_vanished_is_made_again(corpus, finished, store, tmp_path):
-    build(corpus, tmp_path, "0-")
+    build_at_url(corpus, tmp_path, "0-")
     store.rm("/bucket/cache/shard-00000000.tar")
     assert not verify_cache(URL).ok
-    assert build(corpus, tmp_path, "0-").computed == 5
+    assert build_at_url(corpus, tmp_path, "0-").computed == 5
     assert remote_tars(store) == tars(finished)
     assert verify_cache(URL).ok
 
 
 def test_what_needs_a_folder_is_refused_before_the_work(corpus, store, tmp_path):
     with pytest.raises(UsageError, match=r"has no leases .* --shards 0-"):
-        build(corpus, tmp_path, None)
-    with pytest.raises(UsageError, match="--retry-errors works on a folder"):
-        build(corpus, tmp_path, "0-", retry_errors=True)
+        build_at_url(corpus, tmp_path, None)
     assert not store.store
 
 
 def test_another_plan_is_refused(corpus, store, tmp_path):
-    build(corpus, tmp_path / "one", "0")
+    build_at_url(corpus, tmp_path / "one", "0")
     with pytest.raises(DtkdError, match=r"was begun differently .*seed"):
-        build(corpus, tmp_path / "two", "1", seed=7)
+        build_at_url(corpus, tmp_path / "two", "1", seed=7)
     remote = RemoteCache(Remote(URL), tmp_path / "three")
     remote.begin()
     (remote.folder / "plan.json").write_text("{}")  # as if both had found no plan

@@ -133,7 +133,7 @@ def test_keys_tell_samples_apart():
         (tile, Degradation("real")),
         (tile, Degradation("bicubic", 2)),
     ]
-    keys = [tile_key(t, d) for t, d in [(tile, Degradation("bicubic")), *others]]
+    keys = [tile_key(t, d.config()) for t, d in [(tile, Degradation("bicubic")), *others]]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 24 and int(key, 16) >= 0 for key in keys)
     assert sample_seed(0, keys[0], "degrade") != sample_seed(0, keys[0], "teacher")
