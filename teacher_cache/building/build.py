@@ -30,7 +30,7 @@ from teacher_cache.building.plan import Plan, PlannedShard, make_plan, refuse_se
 from teacher_cache.building.samples import DeviceError, Photos, SampleMaker, outcomes
 from teacher_cache.building.settings import MOST_THREADS, BuildSettings
 from teacher_cache.building.survey import Survey, refuse_strangers, survey
-from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failures
+from teacher_cache.building.tally import FAILURES, Failure, Tally, drift_warning, failure_lines, failures
 from teacher_cache.building.writer import Adoptable, LostLeaseError, Outcome, ShardWriter, read_record, reopen
 from teacher_cache.remote import RemoteCache
 
@@ -86,13 +86,8 @@ class BuildResult:
         return f"{self.cache} is not complete yet: run the same command again later"
 
     def lines(self) -> list[str]:
-        """For people: what failed, then how the cache stands; skipped files were told before the work."""
-        lines = []
-        for item in self.failures:
-            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
-            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
-        if self.failures_left_out:
-            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
+        """For people: what was skipped and what failed, then how the cache stands."""
+        lines = failure_lines(self.skipped, self.failures, self.failures_left_out)
         made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
         parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
         parts += [f"{self.errors} failed"] if self.errors else []
