@@ -151,6 +151,7 @@ def undisturbed(corpus, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # thirty starts of Python, on whatever the machine has left for them
 @pytest.mark.parametrize("seed", [0])
 def test_a_build_through_all_mishaps(corpus, undisturbed, tmp_path, seed):
     pytest.importorskip("ray")
