@@ -63,10 +63,14 @@ def test_any_number_of_processes_one_of_them_killed(corpus, alone, tmp_path, cou
 @pytest.mark.slow
 def test_another_host_takes_over_when_a_lease_has_run_out(corpus, alone, tmp_path):
     """Nobody can see there that the process is dead; the folder is all that the two have in common."""
-    cache, ttl = tmp_path / "cache", 4.0
+    cache, ttl = tmp_path / "cache", 8.0  # long enough for the second to have made all else, and to wait
     words = command(corpus, cache, "--set", f"lease_seconds={ttl}")
     with two_hosts() as hosts:
-        first, second = (begin(on_host(host, words), tmp_path / f"{host}.log", PATIENCE) for host in hosts)
+        logs = [tmp_path / f"{host}.log" for host in hosts]
+        first, second = (
+            begin(on_host(host, words), log, patience)
+            for host, log, patience in zip(hosts, logs, (PATIENCE, 0), strict=True)
+        )
         victim = in_the_middle_of_a_shard(cache, lambda owner: owner.host == hosts[0])
         assert victim.pid == first.pid
         first.kill()
@@ -76,7 +80,7 @@ def test_another_host_takes_over_when_a_lease_has_run_out(corpus, alone, tmp_pat
         while victim.lease in _text(lease):  # ends with the takeover, or by the test's time limit
             time.sleep(0.01)
         assert time.time() - renewed > ttl
-        assert second.wait(LIMIT) == 0, (tmp_path / f"{hosts[1]}.log").read_text()
+        assert second.wait(LIMIT) == 0, logs[1].read_text()
     assert_undisturbed(cache, alone)
 
 
