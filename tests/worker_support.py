@@ -60,6 +60,13 @@ def begin_ray(corpus: Path, cache: Path, log: Path, patience: float, settings: S
     return begin(words, log, patience, RAY_USAGE_STATS_ENABLED="0")
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
 def in_the_middle_of_a_shard(
     cache: Path, of_interest: Callable[[Owner], bool] = lambda owner: True, alive: Callable[[], bool] = lambda: True
 ) -> Owner:

@@ -9,7 +9,7 @@ import time
 import pytest
 from cache_support import make_corpus
 from launch_support import ROOT, by_accelerate, environment, on_host, two_hosts
-from worker_support import LIMIT, assert_undisturbed, begin, in_the_middle_of_a_shard, run, stage_one
+from worker_support import LIMIT, assert_undisturbed, begin, in_the_middle_of_a_shard, run, stage_one, wait_until
 
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
@@ -63,22 +63,20 @@ def test_any_number_of_processes_one_of_them_killed(corpus, alone, tmp_path, cou
 @pytest.mark.slow
 def test_another_host_takes_over_when_a_lease_has_run_out(corpus, alone, tmp_path):
     """Nobody can see there that the process is dead; the folder is all that the two have in common."""
-    cache, ttl = tmp_path / "cache", 8.0  # long enough for the second to have made all else, and to wait
+    cache, ttl, logs = tmp_path / "cache", 4.0, [tmp_path / "first.log", tmp_path / "second.log"]
     words = command(corpus, cache, "--set", f"lease_seconds={ttl}")
     with two_hosts() as hosts:
-        logs = [tmp_path / f"{host}.log" for host in hosts]
-        first, second = (
-            begin(on_host(host, words), log, patience)
-            for host, log, patience in zip(hosts, logs, (PATIENCE, 0), strict=True)
-        )
+        first = begin(on_host(hosts[0], words), logs[0], 8 * PATIENCE)
+        wait_until(lambda: list(cache.glob("leases/*.json")))
+        second = begin(on_host(hosts[1], words), logs[1], 0)
+        wait_until(lambda: len(list(cache.glob("done/*.json"))) == 4)  # nothing is left for it but to wait
         victim = in_the_middle_of_a_shard(cache, lambda owner: owner.host == hosts[0])
         assert victim.pid == first.pid
         first.kill()
         first.wait()
         lease = cache / "leases" / f"{victim.shard}.json"
         renewed = lease.stat().st_mtime
-        while victim.lease in _text(lease):  # ends with the takeover, or by the test's time limit
-            time.sleep(0.01)
+        wait_until(lambda: victim.lease not in _text(lease))
         assert time.time() - renewed > ttl
         assert second.wait(LIMIT) == 0, logs[1].read_text()
     assert_undisturbed(cache, alone)
