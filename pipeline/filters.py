@@ -11,7 +11,7 @@ exp and Bessel functions in a blur kernel, which reaches a rounded weight less t
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import scipy.fft
@@ -168,8 +168,8 @@ def blur(planes: Array, kernel: Array) -> Array:
     if side == 1:
         return planes
     h, w = planes.shape[1:]
-    shape = [scipy.fft.next_fast_len(n + side - 1, real=True) for n in (h, w)]
-    scaled = np.asarray(kernel[::-1, ::-1] * (PIXEL_GRID * KERNEL_GRID))  # exact: a power of two
+    shape = [cast(int, scipy.fft.next_fast_len(n + side - 1, real=True)) for n in (h, w)]
+    scaled = kernel[::-1, ::-1] * (PIXEL_GRID * KERNEL_GRID)  # exact: a power of two
     response = np.asarray(scipy.fft.rfft2(scaled, shape))
     padded, blurred = np.zeros(shape), np.empty_like(planes)
     for plane, out in zip(planes, blurred, strict=True):  # one at a time: it stays in the processor's cache

@@ -284,8 +284,11 @@ def _unfinished(cache: Place) -> str:
         names = [str(shard["name"]) for shard in plan["shards"]]
     except (KeyError, TypeError):
         return f"{cache}: plan.json is damaged: remove it and run the same `dtkd teacher-cache` again"
-    done = sum(1 for name in names if cache.holds(f"done/{name}.json"))
+    missing = [name for name in names if not cache.holds(f"done/{name}.json")]
+    which = ""
+    if missing:
+        which = f", {missing[0]} is not" if len(missing) == 1 else f", {missing[0]} and {len(missing) - 1} more are not"
     return (
-        f"{cache} is not finished: {done} of {len(names)} shards are done; "
+        f"{cache} is not finished: {len(names) - len(missing)} of {len(names)} shards are done{which}; "
         "run the same `dtkd teacher-cache` again, it goes on where it stopped"
     )

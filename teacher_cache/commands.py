@@ -28,6 +28,9 @@ def teacher_cache(
     micro_batch: Annotated[int | None, option("Tiles in one teacher call.  [default: 4]")] = None,
     preview: Annotated[int | None, option("Only draw so many tiles, CACHE-preview.png.", min=1, max=64)] = None,
     retry_errors: Annotated[bool | None, option("Make failed samples again.", "--retry-errors")] = None,
+    max_failures: Annotated[
+        float | None, option("Share of the samples that may fail before it stops.  [default: 0.1]", min=0, max=1)
+    ] = None,
     wait: Annotated[bool | None, option("Wait for other processes' shards, or exit with 1.  [default: wait]")] = None,
     shards: Annotated[str | None, option("Only these of the plan, numbered from 0.", metavar="A-B|A|A-")] = None,
     dtype: Annotated[Literal["fp32", "bf16", "fp16"] | None, option("Precision of the teacher.")] = None,
@@ -51,8 +54,8 @@ def teacher_cache(
 
     pairs = {"degradation.kind": degradation, "degradation.scale": scale, "tile": tile, "limit": limit}
     outputs = {"seed": seed, "samples": samples, "hold_out": hold_out, "micro_batch": micro_batch}
-    given = {**pairs, **outputs, "retry_errors": retry_errors, "wait": wait, "shards": shards}
-    how = config.load(StageOneSettings, config_files, overrides or (), given)
+    work = {"max_failure_fraction": max_failures, "retry_errors": retry_errors, "wait": wait, "shards": shards}
+    how = config.load(StageOneSettings, config_files, overrides or (), {**pairs, **outputs, **work})
     return stage_one.run(
         corpus, cache, teacher, how, on_progress, preview=preview, steps=steps, dtype=dtype, device=device
     )

@@ -1,4 +1,4 @@
-"""A teacher that is cheap but real, a small corpus of real photos, and builds in processes that can be killed."""
+"""A small corpus of real photos, and builds of it in processes that can be killed."""
 
 import json
 import multiprocessing
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import skimage
 import torch
-import torch.nn.functional as F
+from noisy_teacher import NoisyBicubic
 from PIL import Image
 
 from pipeline import images, schema, shards
@@ -26,26 +26,6 @@ from teacher_cache.building.build import BuildResult, BuildSettings, build_cache
 
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 SETTINGS = {"tile": 64, "samples_per_shard": 5, "micro_batch": 2, "hold_out": 1}
-
-
-class NoisyBicubic(Teacher):
-    """Bicubic upsampling plus noise from each image's own seed: deterministic, different for every sample."""
-
-    def __init__(self, scale: int = 4, noise: float = 0.05, refuse: Callable[[torch.Tensor], bool] | None = None):
-        self.name, self.scale, self.steps = "noisy-bicubic", scale, 1
-        self.noise, self.refuse, self.calls = noise, refuse, 0
-
-    def restore(self, lr, seeds):
-        self.calls += 1
-        if self.refuse and any(self.refuse(image) for image in lr):
-            raise ValueError("this teacher does not like the picture\nand says more on a second line")
-        up = F.interpolate(lr, scale_factor=self.scale, mode="bicubic", antialias=False)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = torch.stack([torch.randn(up.shape[1:], generator=g) for g in generators])
-        return (up + noise * self.noise).clamp(0, 1)
-
-    def fingerprint(self):
-        return {"name": self.name, "noise": self.noise, "band_scale": (1, 2)}
 
 
 def make_corpus(folder: Path, side: int = 128) -> Path:

@@ -34,13 +34,25 @@ class Lease:
 
     def __enter__(self) -> "Lease":
         """Start to renew."""
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # an interrupt, or no thread to be had: nobody would call `__exit__`
+            self._give_back()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop to renew and give the lease back."""
+        try:
+            self._give_back()
+        except KeyboardInterrupt:  # the wish to stop came just now; others should not wait for this shard
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         if self.held():
             with contextlib.suppress(FileNotFoundError):
                 self.path.unlink()
@@ -75,9 +87,13 @@ def acquire(folder: Path, name: str, ttl: float = TTL) -> Lease | None:
     """
     path, nonce = folder / f"{name}.json", secrets.token_hex(8)
     data = json_bytes({"nonce": nonce, **_identity(os.getpid())})
-    if _is_free(path, nonce, ttl) and create_exclusive(path, data):
-        return Lease(path, nonce, ttl)
-    return None
+    try:
+        taken = _is_free(path, nonce, ttl) and create_exclusive(path, data)
+    except BaseException:  # an interrupt, when the file may be there already
+        if _read_owner(path).get("nonce") == nonce:
+            path.unlink(missing_ok=True)
+        raise
+    return Lease(path, nonce, ttl) if taken else None
 
 
 class Holder(NamedTuple):

@@ -16,13 +16,13 @@ from pipeline.system.words import bytes_text, plural
 from teacher_cache.building.frozen import check_layout
 from teacher_cache.building.plan import Layout, lay_out, load_plan
 from teacher_cache.building.settings import BuildSettings
+from teacher_cache.building.tally import skipped_lines
 from teacher_cache.known_files import KnownFiles
 from teacher_cache.remote import RemoteCache, refuse_leases
 
 _OURS = re.compile(r"done|leases|parts|scans|manifest\.(?:json|index)|plan\.json")
 _SHARD = re.compile(r"((?:shard|val)-\d{8})\.tar")
 _BYTES_A_PIXEL = 1.39  # of photos as lossless WebP, as the cache has it (LOG.md)
-_NAMED = 20  # skipped photos that `Survey.lines` names
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,6 @@ class Survey:
     @property
     def lines(self) -> list[str]:
         """The survey as text: a line for each skipped file, then one for the work."""
-        lines = [f"skipped {item.id}: {item.reason}" for item in self.skipped[:_NAMED]]
-        if more := len(self.skipped[_NAMED:]):
-            lines.append(f"and {plural(more, 'more skipped file')}")
         left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
         work = f"{plural(self.photos, 'photo')} ({self.held_out} held out){left_out}: {plural(self.planned, 'tile')}"
         if self.settings.samples > 1:
@@ -87,7 +84,7 @@ class Survey:
             work += f", in shards 0-{len(self.layout.shards) - 1}: {share[0]}-{share[-1]} here"
         if self.seconds_left:
             work += f"; about {clock_text(self.seconds_left)} left at the pace so far"
-        return [*lines, work]
+        return [*skipped_lines(self.skipped), work]
 
 
 def survey(corpus: str | Path, cache: str | Path, settings: BuildSettings | None = None) -> Survey:

@@ -13,7 +13,7 @@ from pipeline.system.words import plural
 from teacher_cache.building.plan import Plan
 
 FAILURES = 20
-"""Failures that a result lists."""
+"""Failures that a result lists, and skipped files that are named."""
 DRIFT_LEVELS = 2.0
 """Mean colour drift of a cache, 8-bit levels, that is a warning: about the least step in tone that one sees on a plain
 surface, 1 % of the brightness."""
@@ -61,13 +61,8 @@ class BuildResult:
         return f"{self.cache} is not complete yet: run the same command again later"
 
     def lines(self) -> list[str]:
-        """For people: what failed, then how the cache stands; skipped files were told before the work."""
-        lines = []
-        for item in self.failures:
-            what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
-            lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
-        if self.failures_left_out:
-            lines.append(f"and {plural(self.failures_left_out, 'more failed sample')}")
+        """For people: what was skipped and what failed, then how the cache stands."""
+        lines = failure_lines(self.skipped, self.failures, self.failures_left_out)
         made = "all reused, nothing was left to do" if not self.computed else f"{self.computed} made now"
         parts = [f"{self.ok} of {plural(self.planned, 'sample')}", made]
         parts += [f"{self.errors} failed"] if self.errors else []
@@ -149,10 +144,10 @@ class Tally:
         errors, processed = self.errors, self.processed
         if errors > self._allowed * max(processed, min(self._plan.planned, _SETTLED)):
             raise DtkdError(
-                f"{errors} of {processed} samples failed, more than max_failure_fraction {self._allowed:g} allows; "
+                f"{errors} of {processed} samples failed, more than --max-failures {self._allowed:g} allows; "
                 f"for example {self._describe()}; damaged photos or imported pictures: remove or repair them and take "
-                "a new cache folder, or go on without them with --set max_failure_fraction=FRACTION; another cause: "
-                "mend it and run again with --retry-errors"
+                "a new cache folder, or go on without them with a larger --max-failures; another cause: mend it and "
+                "run again with --retry-errors"
             )
 
     def _describe(self) -> str:
@@ -172,6 +167,22 @@ def failures(plan: Plan, records: Iterable[ShardRecord]) -> tuple[Failure, ...]:
             reason = (sources[sample.key], sample.error.stage, sample.error.message or sample.error.type)
             found[reason] = found.get(reason, 0) + 1
     return tuple(Failure(*reason, count) for reason, count in sorted(found.items()))
+
+
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """Files of the corpus that cannot be used, for people."""
+    lines = [f"skipped {item.id}: {item.reason}" for item in skipped[:FAILURES]]
+    more = len(skipped[FAILURES:])
+    return [*lines, f"and {plural(more, 'more skipped file')}"] if more else lines
+
+
+def failure_lines(skipped: Sequence[Skipped], failures: Sequence[Failure], left_out: int) -> list[str]:
+    """Skipped files, then failed samples, of which `left_out` more are not among `failures`; for people."""
+    lines = skipped_lines(skipped)
+    for item in failures:
+        what = "skipped" if item.stage == "load" else f"failed in {item.stage}"
+        lines.append(f"{what} {item.source} ({plural(item.samples, 'sample')}): {item.message}")
+    return [*lines, f"and {plural(left_out, 'more failed sample')}"] if left_out else lines
 
 
 def drift_warning(drift: Drift | None) -> str | None:

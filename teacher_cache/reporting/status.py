@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.corpus import Skipped
 from pipeline.schema import REPAIR, SampleError
 from pipeline.storage.places import Folder, Place, is_url, place_of
 from pipeline.system.progress import OnProgress, ProgressEvent, clock_text, rate_text
@@ -17,6 +18,7 @@ from pipeline.system.results import plain
 from pipeline.system.words import bytes_text, plural
 from teacher_cache.building.lease import Holder, holders
 from teacher_cache.building.plan import Outline, load_outline
+from teacher_cache.building.tally import skipped_lines
 from teacher_cache.reporting.ledger import PRESENTATIONS, Ledger
 from teacher_cache.reporting.records import Damaged, Finished, InWork, Records, in_work
 
@@ -25,7 +27,7 @@ REFRESH = 2.0
 REFRESH_REMOTE = 10.0
 """The same at a URL, where a look costs a request for every thousand shards, twice."""
 _RECENT = 64  # finished shards that the pace is taken from
-_NAMED = 10  # holders and damaged shards that the text names
+_NAMED = 10  # holders, damaged shards, photos of a kind of failure that the text names
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Kind:
     """Of one of them."""
     message: str
     """Of that one."""
+    others: tuple[str, ...]
+    """All other photos."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Status:
     """Of both."""
     kinds: tuple[Kind, ...]
     """Of failures, the most frequent first."""
+    skipped: tuple[Skipped, ...]
+    """Files of the corpus that could not be used at all."""
     rate: float | None
     """Tiles a second, all processes together; None while there is nothing to go by, and where all is done."""
     seconds_left: float | None
@@ -104,8 +110,7 @@ class Status:
         parts += [f"{self.in_work} of the tiles in unfinished shards"] if self.in_work else []
         parts += [f"{self.failed} failed"] if self.failed else []
         lines = [f"{self.cache}: corpus {self.corpus}, teacher {self.teacher}", ", ".join(parts), *self._pace()]
-        lines += [f"failed in {kind.stage}, {kind.type}: {plural(kind.count, 'tile')}, for example {kind.photo}: "
-                  f"{kind.message}" for kind in self.kinds]  # fmt: skip
+        lines += [*skipped_lines(self.skipped), *map(_kind_text, self.kinds)]
         lines += _first([f"damaged: {item.reason}" for item in self.damaged], "damaged shard")
         size = f"size: {bytes_text(self.bytes)}"
         if 0 < self.done < self.planned:
@@ -177,6 +182,7 @@ class Watcher:
             in_work=work.samples,
             failed=sum(kind.count for kind in kinds),
             kinds=kinds,
+            skipped=self._outline.plan.skipped,
             rate=rate,
             seconds_left=(self._outline.planned - done - work.samples) / rate if rate else None,
             holders=held,
@@ -222,6 +228,13 @@ def _first(lines: Sequence[str], what: str) -> list[str]:
     return [*lines[:_NAMED], f"and {plural(more, f'more {what}')}"] if more > 0 else list(lines)
 
 
+def _kind_text(kind: Kind) -> str:
+    count, others = plural(kind.count, "tile"), ", ".join(kind.others[:_NAMED])
+    text = f"failed in {kind.stage}, {kind.type}: {count}, for example {kind.photo}: {kind.message}"
+    more = len(kind.others[_NAMED:])
+    return text + (f"; also {others}" if others else "") + (f" and {plural(more, 'more photo')}" if more else "")
+
+
 def _holder_text(holder: Holder) -> str:
     who = f"process {holder.pid} on {holder.host}" if holder.pid is not None else "an unknown process"
     if holder.stale:
@@ -238,7 +251,11 @@ def _kinds(outline: Outline, finished: dict[str, Finished], work: InWork) -> tup
         assert sample.error is not None
         photo = outline.photo(shard, sample.key)
         groups.setdefault((sample.error.stage, sample.error.type), []).append((photo, sample.error))
-    kinds = [Kind(*kind, len(items), items[0][0], items[0][1].message) for kind, items in groups.items()]
+    kinds = []
+    for kind, items in groups.items():
+        photo, error = items[0]
+        others = sorted({name for name, _ in items} - {photo})
+        kinds.append(Kind(*kind, len(items), photo, error.message, tuple(others)))
     return tuple(sorted(kinds, key=lambda kind: (-kind.count, kind.stage, kind.type)))
 
 

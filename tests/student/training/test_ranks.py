@@ -1,22 +1,19 @@
 """A training on several processes that the launchers start: no cache makes them wait for each other, no number matters.
 
-Batches as functions of the step, for any number of ranks: tests/student/test_stream.py. Two hosts are two network
-namespaces, each with an interface of its own, which only root may make.
+Batches as functions of the step, for any number of ranks: tests/student/test_stream.py.
 """
 
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from launch_support import ROOT, by_accelerate, environment, on_host, two_hosts
 from safetensors.torch import load_file
 from tiny_cache import write_cache
 
@@ -25,7 +22,6 @@ from pipeline.training.checkpoint import newest
 from pipeline.training.log import read_log
 from student.training.loop import RunSettings, train
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = (
     "model.preset=tiny", "train.steps=8", "train.batch_size=4", "train.patch=8", "train.lr=1e-3", "train.lr_warmup=0",
     "train.log_every=1", "train.save_every=4", "train.val_every=100", "train.device=cpu", "data.workers=0",
@@ -37,11 +33,6 @@ LIMIT = 300
 def command(cache: Path, run: Path, *overrides: str) -> list[str]:
     options = [word for setting in (*SETTINGS, *overrides) for word in ("--set", setting)]
     return ["-m", "cli", "train-student", str(cache), str(run), *options]
-
-
-def environment() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(ranks: int, *arguments) -> None:
@@ -122,41 +113,14 @@ def test_killed_ten_times_at_random_moments(tmp_path):
         assert [name for name in weights.keys() | others.keys() if not torch.equal(weights[name], others[name])] == []
 
 
-@contextmanager
-def two_hosts() -> Iterator[tuple[str, str]]:
-    """Names of two network namespaces whose interfaces `cable` are 10.77.0.1 and 10.77.0.2, joined by a cable."""
-    names = tuple(f"dtkd-{os.getpid()}-{number}" for number in (1, 2))
-
-    def ip(*words: str) -> None:
-        subprocess.run(["ip", *words], check=True, capture_output=True)
-
-    with ExitStack() as stack:
-        for name in names:
-            try:
-                ip("netns", "add", name)
-            except (OSError, subprocess.CalledProcessError) as error:
-                pytest.skip(f"no right to make network namespaces here, or no `ip` ({error})")
-            stack.callback(ip, "netns", "del", name)
-        one, two = names
-        ip("link", "add", "name", "cable", "netns", one, "type", "veth", "peer", "name", "cable", "netns", two)
-        for name, address in ((one, "10.77.0.1/24"), (two, "10.77.0.2/24")):
-            ip("-n", name, "address", "add", address, "dev", "cable")
-            for interface in ("lo", "cable"):
-                ip("-n", name, "link", "set", interface, "up")
-        yield one, two
-
-
 @pytest.mark.slow
 def test_two_hosts_by_accelerate_launch(tmp_path):
     cache = write_cache(tmp_path / "cache", val=0)
     with two_hosts() as hosts:
         children = []
         for rank, host in enumerate(hosts):
-            machine = ["--num_machines", "2", "--machine_rank", str(rank), "--num_processes", "2"]
-            first = ["--main_process_ip", "10.77.0.1", "--main_process_port", "29577"]
-            launcher = [sys.executable, "-m", "pipeline.system.launch", *machine, *first]
-            words = ["ip", "netns", "exec", host, *launcher, *command(cache, tmp_path / "two", "train.precision=fp32")]
-            own = {**environment(), "GLOO_SOCKET_IFNAME": "cable"}
+            words = on_host(host, [*by_accelerate(rank), *command(cache, tmp_path / "two", "train.precision=fp32")])
+            own = environment(GLOO_SOCKET_IFNAME="cable")
             pipe = subprocess.PIPE
             children.append(subprocess.Popen(words, cwd=ROOT, env=own, stdout=pipe, stderr=pipe, text=True))
         told = [child.communicate(timeout=LIMIT) for child in children]

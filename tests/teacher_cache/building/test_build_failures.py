@@ -61,9 +61,7 @@ def test_too_many_failures_stop_the_run_and_keep_what_is_done(corpus, cache, tmp
     broken = tmp_path / "corpus"
     shutil.copytree(corpus, broken)
     damage(broken / training_photo(cache))
-    with pytest.raises(
-        DtkdError, match=r"samples failed, more than max_failure_fraction 0\.1 allows; for example .*load"
-    ):
+    with pytest.raises(DtkdError, match=r"samples failed, more than --max-failures 0\.1 allows; for example .*load"):
         build_cache(str(broken), tmp_path / "cache", NoisyBicubic(), settings())
     assert not (tmp_path / "cache" / "manifest.json").exists()
     assert build_cache(
@@ -79,7 +77,7 @@ def test_the_advice_can_be_followed(corpus, cache, tmp_path):
     with pytest.raises(DtkdError) as caught:
         build_cache(str(broken), tmp_path / "cache", NoisyBicubic(), settings())
     assert f"for example {photo}: load: " in str(caught.value)
-    for option in ("a new cache folder", "--set max_failure_fraction=", "--retry-errors"):
+    for option in ("a new cache folder", "a larger --max-failures", "--retry-errors"):
         assert option in str(caught.value)
     shutil.copy(corpus / photo, broken / photo)
     with pytest.raises(DtkdError, match=f"changed: {photo}"):

@@ -5,10 +5,12 @@ import json
 import os
 import random
 import signal
+import threading
 
 import pytest
 from cache_support import NoisyBicubic, make_corpus, messages, records, settings, start, tars
 
+from pipeline.system import files
 from pipeline.system.files import json_bytes
 from teacher_cache.building import lease
 from teacher_cache.building.build import build_cache
@@ -205,6 +207,29 @@ def test_a_lease_is_renewed(tmp_path):
         while ours.path.stat().st_mtime == 0:  # ends with the renewal, or by the test's time limit
             pass
         assert lease.acquire(tmp_path, "shard", ttl=10) is None
+
+
+@pytest.mark.parametrize("where", ["while it is written", "before it is renewed", "while it is given back"])
+def test_an_interrupt_at_any_moment_gives_the_lease_back(tmp_path, monkeypatch, where):
+    """Here it would be free with the end of the process; on another machine the shard would wait for `ttl`."""
+    place, name = {
+        "while it is written": (files, "fsync_dir"),
+        "before it is renewed": (threading.Thread, "start"),
+        "while it is given back": (threading.Thread, "join"),
+    }[where]
+    real, calls = getattr(place, name), []
+
+    def interrupted_once(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, interrupted_once)
+    with pytest.raises(KeyboardInterrupt), lease.acquire(tmp_path, "shard"):
+        pass
+    assert calls
+    assert [path.name for path in tmp_path.iterdir()] == []
 
 
 def test_a_fresh_lease_that_was_taken_by_mistake_is_put_back(tmp_path, monkeypatch):

@@ -1,25 +1,21 @@
-"""Stage one as users start it: several processes by torchrun and accelerate, and one that a scheduler ends."""
+"""Stage one as users start it: several processes, by launchers, on two hosts, and one that a scheduler ends."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
-from cache_support import command_options, make_corpus, records, tars
+from cache_support import make_corpus
+from launch_support import ROOT, by_accelerate, environment, on_host, two_hosts
+from worker_support import LIMIT, assert_undisturbed, begin, in_the_middle_of_a_shard, run, stage_one, wait_until
 
-import cli
-from teacher_cache.building.verify import verify_cache
-
-ROOT = Path(cli.__file__).parent
-TEACHER = f"python:{ROOT}/examples/python_teacher.py:sharpened"
-OPTIONS = command_options(TEACHER, 2)
 LAUNCHERS = {
     "torchrun": ("torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
     "accelerate": ("pipeline.system.launch", "--num_processes", "2", "--main_process_port", "0"),
 }  # fmt: skip
+PATIENCE = 1.0  # seconds of a call of the teacher where a process is killed: a shard has two
 
 
 @pytest.fixture(scope="module")
@@ -31,45 +27,86 @@ def corpus(tmp_path_factory):
 def alone(corpus, tmp_path_factory):
     """The cache that one process makes."""
     cache = tmp_path_factory.mktemp("alone") / "cache"
-    done = run([sys.executable, "-m", "cli", *command(corpus, cache)])
+    done = run(command(corpus, cache))
     assert done.returncode == 0, done.stderr
     return cache
 
 
-def command(corpus, cache):
-    return ["teacher-cache", str(corpus), str(cache), *OPTIONS]
-
-
-def run(arguments):
-    return subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True)
-
-
-def environment():
-    """Without what other launchers may have left; in particular no ACCELERATE_USE_CPU."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def command(corpus, cache, *options):
+    return stage_one(corpus, cache, *options, samples_per_shard=4)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_make_the_bytes_of_one(corpus, alone, tmp_path, launcher):
-    done = run(
-        [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "cli", *command(corpus, tmp_path / "cache"), "--json"]
-    )
+    done = run([sys.executable, "-m", *LAUNCHERS[launcher], *command(corpus, tmp_path / "cache", "--json")[1:]])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # one process speaks
     assert (result["complete"], result["ok"]) == (True, 17)
-    assert tars(tmp_path / "cache") == tars(alone)
-    assert records(tmp_path / "cache") == records(alone)
-    assert verify_cache(tmp_path / "cache").ok
+    assert_undisturbed(tmp_path / "cache", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_processes_one_of_them_killed(corpus, alone, tmp_path, count):
+    """The others take its shard over; where there are none, the same command goes on."""
+    cache, logs = tmp_path / "cache", [tmp_path / f"{number}.log" for number in range(count + 1)]
+    running = [begin(command(corpus, cache), log, PATIENCE) for log in logs[:count]]
+    victim = in_the_middle_of_a_shard(cache)
+    (killed,) = [process for process in running if process.pid == victim.pid]
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    others = [process for process in running if process is not killed] or [begin(command(corpus, cache), logs[-1], 0)]
+    assert [process.wait(LIMIT) for process in others] == [0] * len(others), [log.read_text() for log in logs[:count]]
+    assert_undisturbed(cache, alone)
+
+
+@pytest.mark.slow
+def test_another_host_takes_over_when_a_lease_has_run_out(corpus, alone, tmp_path):
+    """Nobody can see there that the process is dead; the folder is all that the two have in common."""
+    cache, ttl, logs = tmp_path / "cache", 4.0, [tmp_path / "first.log", tmp_path / "second.log"]
+    words = command(corpus, cache, "--set", f"lease_seconds={ttl}")
+    with two_hosts() as hosts:
+        first = begin(on_host(hosts[0], words), logs[0], 8 * PATIENCE)
+        wait_until(lambda: list(cache.glob("leases/*.json")))
+        second = begin(on_host(hosts[1], words), logs[1], 0)
+        wait_until(lambda: len(list(cache.glob("done/*.json"))) == 4)  # nothing is left for it but to wait
+        victim = in_the_middle_of_a_shard(cache, lambda owner: owner.host == hosts[0])
+        assert victim.pid == first.pid
+        first.kill()
+        first.wait()
+        lease = cache / "leases" / f"{victim.shard}.json"
+        renewed = lease.stat().st_mtime
+        wait_until(lambda: victim.lease not in _text(lease))
+        assert time.time() - renewed > ttl
+        assert second.wait(LIMIT) == 0, logs[1].read_text()
+    assert_undisturbed(cache, alone)
+
+
+def _text(path):
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+@pytest.mark.slow
+def test_two_hosts_by_accelerate_launch(corpus, alone, tmp_path):
+    cache, logs = tmp_path / "cache", [tmp_path / "first.log", tmp_path / "second.log"]
+    with two_hosts() as hosts:
+        words = [on_host(host, [*by_accelerate(rank), *command(corpus, cache)[1:]]) for rank, host in enumerate(hosts)]
+        children = [begin(*one, 0, GLOO_SOCKET_IFNAME="cable") for one in zip(words, logs, strict=True)]
+        assert [child.wait(LIMIT) for child in children] == [0, 0], [log.read_text() for log in logs]
+    assert ["17 of 17 samples" in log.read_text() for log in logs] == [True, False]  # the first host speaks
+    assert_undisturbed(cache, alone)
 
 
 def test_a_failing_process_makes_the_launcher_fail(tmp_path):
-    done = run([sys.executable, "-m", *LAUNCHERS["accelerate"], "-m", "cli", *command(tmp_path, tmp_path / "cache")])
+    done = run([sys.executable, "-m", *LAUNCHERS["accelerate"], *command(tmp_path, tmp_path / "cache")[1:]])
     assert done.returncode != 0
     assert f"dtkd: no image in {tmp_path}" in done.stderr
 
 
-def test_sigterm_stops_resumably(corpus, alone, tmp_path):
+def test_sigterm_stops_resumably(corpus, tmp_path):
     """Schedulers send it: finished samples are kept, leases are given back, one line says what to do."""
     cache = tmp_path / "cache"
     slow = tmp_path / "slow.py"
@@ -89,9 +126,8 @@ def test_sigterm_stops_resumably(corpus, alone, tmp_path):
         "    made.restore = restore_twice\n"
         "    return made\n"
     )
-    options = [part.replace(TEACHER, f"python:{slow}:stuck") for part in command(corpus, cache)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", *options, "--set", "samples_per_shard=8"],
+        stage_one(corpus, cache, teacher=f"python:{slow}:stuck", samples_per_shard=8),
         cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
