@@ -8,7 +8,7 @@ tile (`DataSettings.samples`), epoch e takes number e mod K. A run is resumed at
 with another number of ranks or workers: the global batch is what is planned, ranks take slices of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -97,8 +97,8 @@ def batches(
     rank: int = 0,
     world: int = 1,
     device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
-    """Yield this rank's batch of each of `steps`.
+) -> Generator[Batch, None, None]:
+    """Yield this rank's batch of each of `steps`; to be closed where it may be left early, so that its readers end.
 
     Args:
         dataset: training samples.

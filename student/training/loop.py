@@ -7,7 +7,8 @@ finite is left out (`pipeline.training.state`).
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -76,8 +77,7 @@ def train(
             if accelerator.is_main_process:
                 LAYOUT.save_config(run, settings)
             state.settle_precision(settings.train.precision, accelerator.device)
-            stream = _stream(dataset, settings, state.step, accelerator)
-            with StopSignals() as signals:
+            with StopSignals() as signals, closing(_stream(dataset, settings, state.step, accelerator)) as stream:
                 if on_progress and accelerator.is_main_process:  # whoever has read it can stop the run
                     on_progress(ProgressEvent(state.step, settings.train.steps, "steps", summary="\n".join(plan)))
                 _loop(run, settings, training, state, stream, held_out, accelerator, signals, on_progress)
@@ -131,7 +131,9 @@ def _loop(
                 return
 
 
-def _stream(dataset: CacheDataset, settings: RunSettings, step: int, accelerator: Accelerator) -> Iterator[Batch]:
+def _stream(
+    dataset: CacheDataset, settings: RunSettings, step: int, accelerator: Accelerator
+) -> Generator[Batch, None, None]:
     """This process's batches of the steps that are left."""
     t = settings.train
     return batches(
