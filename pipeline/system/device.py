@@ -111,7 +111,7 @@ def refuse_without_compiler(device: "torch.device") -> None:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise DtkdError(
             f"torch.compile does not work on {device.type} here ({reason}): install a C++ compiler (Debian, Ubuntu: "
-            "apt install g++), or do without it (train.compile=false)"
+            "apt install g++), or do without compiling"
         ) from error
 
 

@@ -36,7 +36,7 @@ from student.training.result import TrainResult, figure_text, result_of
 from student.training.run import LAYOUT, begin, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
-from student.training.step import add_gradient, interruptible, prepare
+from student.training.step import add_gradient, compile_steps, interruptible
 from student.training.strips import draw_samples
 from student.training.validation import validate
 
@@ -99,7 +99,9 @@ def _loop(
     on_progress: OnProgress | None,
 ) -> None:
     t, (student, ema, optimizer) = settings.train, training
-    model = prepare(student, state.compiled, accelerator)
+    if state.compiled:
+        compile_steps(student)
+    model = accelerator.prepare_model(student)
     clock, meter = time.monotonic() - state.seconds, Meter(t.batch_size, str(accelerator.device))
     with RunLog(run, state.step, speaks=accelerator.is_main_process) as log, interruptible(signals, state.compiled):
         for batch in meter.timed(stream):

@@ -36,16 +36,14 @@ class Passed(NamedTuple):
     """Means over the batch, by the names of `LossParts`."""
 
 
-def prepare(student: SwinIR, compiled: bool, accelerator: Accelerator) -> nn.Module:
-    """What a step calls: the student, compiled where that is asked for, and joined with those of other processes.
+def compile_steps(student: SwinIR) -> None:
+    """Have torch.compile take over what the student does in training; its first step then takes a minute or more.
 
-    It is compiled in place, so that its tensors keep their names; for one size, because torch's CPU back end fails on
-    the padded size's strides with dynamic ones (LOG.md, 2026-11-23); and with eager random numbers, so that it drops
-    the same paths.
+    It is done in place, so that tensors keep their names; for one size, because torch's CPU back end fails on the
+    padded size's strides with dynamic ones (LOG.md, 2026-11-23); and with eager random numbers, so that the same paths
+    are dropped.
     """
-    if compiled:
-        student.compile(dynamic=False, options={"fallback_random": True})
-    return accelerator.prepare_model(student)
+    student.compile(dynamic=False, options={"fallback_random": True})
 
 
 @contextmanager
@@ -65,7 +63,7 @@ def add_gradient(
     """Add the gradient of the batch's mean loss to that of the model's parameters.
 
     Args:
-        model: as `prepare` made it.
+        model: the student, which may be compiled and joined with those of other processes.
         batch: this process's share.
         parts: how many it is computed in; they divide it.
         loss: of a part.

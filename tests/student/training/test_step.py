@@ -195,7 +195,7 @@ def test_without_a_compiler_nothing_is_begun(cache, tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("dtkd: torch.compile does not work on cpu here (InvalidCxxCompiler: No working C++ compiler")
-    assert line.endswith("or do without it (train.compile=false)")
+    assert line.endswith("or do without compiling")
     assert not (tmp_path / "run").exists()
 
 
