@@ -122,9 +122,9 @@ def bench(
         return bench_student(Setup(preset, device=chosen, threads=threads, compiled=compiled), rounds)
     if what == "train" and train_steps:
         with temporary_cache(corpus) as cache:
-            return bench_train(preset, chosen, threads, rounds, cache=cache, steps=train_steps)
+            return bench_train(preset, chosen, threads, rounds, cache=cache, steps=train_steps, compiled=compiled)
     if what == "train":
-        return bench_train(preset, chosen, threads, rounds)
+        return bench_train(preset, chosen, threads, rounds, compiled=compiled)
     if what == "cache" and plan is not None:
         return bench_plan(plan, BuildSettings())
     loaded = load(teacher, steps=steps, device=chosen)

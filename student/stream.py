@@ -8,7 +8,8 @@ tile (`DataSettings.samples`), epoch e takes number e mod K. A run is resumed at
 with another number of ranks or workers: the global batch is what is planned, ranks take slices of it.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -97,8 +98,8 @@ def batches(
     rank: int = 0,
     world: int = 1,
     device: torch.device | str = "cpu",
-) -> Iterator[Batch]:
-    """Yield this rank's batch of each of `steps`.
+) -> Generator[Batch, None, None]:
+    """Yield this rank's batch of each of `steps`; to be closed where it may be left early, so that its readers end.
 
     Args:
         dataset: training samples.
@@ -214,20 +215,24 @@ class _Patches:
         return crop_and_flip(images, self._patch, self._dataset.scale, rng)
 
 
-def refuse_misfits(dataset: CacheDataset, settings: DataSettings, batch_size: int, patch: int, world: int) -> None:
-    """Refuse batches that `batches` cannot make, before anything is begun.
+def refuse_misfits(
+    dataset: CacheDataset, settings: DataSettings, batch_size: int, patch: int, world: int, parts: int = 1
+) -> None:
+    """Refuse batches that `batches` cannot make, or that are not to be had in so many parts, before anything is begun.
 
     Raises:
-        DtkdError: nothing to train on, fewer outputs of a tile than asked for, ranks that do not divide the batch, or
-            a patch larger than the tiles.
+        DtkdError: nothing to train on, fewer outputs of a tile than asked for, ranks and parts that do not divide the
+            batch, or a patch larger than the tiles.
     """
     if not len(dataset):
         raise DtkdError(f"{dataset.cache} has no training samples: every image was held out or failed")
     if settings.samples > dataset.outputs:
         held = f"{dataset.cache} holds {plural(dataset.outputs, 'output')} of each tile"
         raise DtkdError(f"data.samples is {settings.samples}, but {held}: make one with --samples {settings.samples}")
-    if batch_size % world:
-        raise DtkdError(f"train.batch_size is shared by {world} processes and must be divisible, got {batch_size}")
+    if batch_size % (world * parts):
+        factors = [f"{world} processes"] * (world > 1) + [f"train.accumulate={parts}"] * (parts > 1)
+        needed = f"train.batch_size must be divisible by {world * parts} ({' times '.join(factors)}), got {batch_size}"
+        raise DtkdError(f"{needed}: set train.batch_size={math.ceil(batch_size / (world * parts)) * world * parts}")
     if patch * dataset.scale > dataset.tile:
         raise DtkdError(
             f"train.patch must be at most {dataset.tile // dataset.scale} LR pixels for this cache's tiles of "

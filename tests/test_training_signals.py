@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM, which reach readers too: both trainings save, end without a word, and go on to the same bits."""
+"""Ctrl-C and SIGTERM, which reach readers too: both trainings save, end without a word, and go on to the same bits.
+
+And a bug: its traceback, and an end.
+"""
 
 import os
 import subprocess
@@ -18,6 +21,8 @@ from student.training.loop import RunSettings, train
 from teacher_cache.training.loop import TeacherRunSettings, train_teacher
 
 ROOT = Path(__file__).parents[1]
+LIMIT = 200
+"""Seconds after which a process is held never to end."""
 CHILD = """
 import os, signal, sys
 from pathlib import Path
@@ -28,6 +33,8 @@ from pipeline import config
 kind, source, run, name = sys.argv[1:5]
 
 def signal_all(event):
+    if name == "bug" and event.done == 2:
+        raise ZeroDivisionError("a bug")
     if event.done == (2 if name == "SIGINT" else 4):
         os.killpg(0, signal.Signals[name])
 
@@ -57,10 +64,16 @@ def source(tmp_path_factory):
     return folder
 
 
-def signalled(kind: str, source: Path, run: Path, name: str) -> str:
+def child(kind: str, source: Path, run: Path, name: str, *more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, kind, str(source / kind), str(run), name, *SETTINGS[kind]]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, start_new_session=True, check=False)
+    command = [sys.executable, "-c", CHILD, kind, str(source / kind), str(run), name, *SETTINGS[kind], *more]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, start_new_session=True, check=False, timeout=LIMIT
+    )
+
+
+def signalled(kind: str, source: Path, run: Path, name: str) -> str:
+    done = child(kind, source, run, name)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout.strip()
@@ -82,3 +95,11 @@ def test_a_signal_to_all_processes_saves_and_ends(source, tmp_path, kind):
         assert newest(tmp_path / "run").name == f"step-{step:08d}"
     one, other = finished(kind, source, tmp_path / "run"), finished(kind, source, tmp_path / "whole")
     assert [name for name in one.keys() | other.keys() if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize("kind", ["student", "teacher"])
+def test_a_bug_ends_the_readers_too(source, tmp_path, kind):
+    """Readers leave SIGTERM to the training, which would wait for them at its end."""
+    done = child(kind, source, tmp_path / "run", "bug", "data.workers=2")
+    assert done.returncode == 1
+    assert done.stderr.endswith("ZeroDivisionError: a bug\n")

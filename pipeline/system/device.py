@@ -4,15 +4,17 @@ import atexit
 import ctypes
 import functools
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipeline.system.errors import UsageError
+from pipeline.system.errors import DtkdError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import PartialState
 
 
@@ -91,6 +93,26 @@ def fast_bf16(device: str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # an older torch may lack them
     return kind == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def refuse_without_compiler(device: "torch.device") -> None:
+    """Compile and run a line, in some seconds most of which the first true use of torch.compile then saves.
+
+    Raises:
+        DtkdError: torch.compile does not work on this device, for want of a compiler for example.
+    """
+    import torch
+
+    never_before = secrets.randbelow(2**31)  # else torch takes from its cache what a compiler made that has gone since
+    program = torch.compile(lambda values: values + never_before)
+    try:
+        program(torch.zeros(8, device=device))
+    except Exception as error:  # any of torch's, of the compiler's or of the operating system's
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DtkdError(
+            f"torch.compile does not work on {device.type} here ({reason}): install a C++ compiler (Debian, Ubuntu: "
+            "apt install g++), or do without compiling"
+        ) from error
 
 
 def processors() -> int:

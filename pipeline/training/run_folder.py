@@ -49,7 +49,7 @@ class RunLayout:
     products: tuple[str, ...]
     """Patterns of what they write beside config, log and checkpoints."""
     free_keys: tuple[str, ...]
-    """Settings that may change when a run goes on, because its weights do not depend on them."""
+    """Settings that may change when a run goes on, because its weights do not depend on them, or by rounding alone."""
 
     @contextmanager
     def claim(self, run: Path) -> Iterator[None]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.system.device import ResolvedPrecision, cpu_threads, measuring_memory
+from pipeline.system.device import ResolvedPrecision, cpu_threads, measuring_memory, refuse_without_compiler
 from pipeline.system.errors import DtkdError
 from pipeline.system.results import plain
 from student.benchmarks.contenders import (
@@ -92,10 +92,12 @@ def bench_student(setup: Setup, rounds: int = 5) -> StudentBench:
     Each takes `rounds` turns in each case, after one to warm up.
 
     Raises:
-        DtkdError: there is no such preset or scale, or `rounds` is below 1.
+        DtkdError: there is no such preset or scale, `rounds` is below 1, or torch.compile does not work here.
     """
     if rounds < 1:
         raise DtkdError(f"rounds must be at least 1, got {rounds}")
+    if setup.compiled:
+        refuse_without_compiler(torch.device(setup.device))
     with cpu_threads(setup.threads), random_student(setup) as student:
         rows = [row for task, size in CASES for row in _measure(setup, task, size, student, rounds)]
     return StudentBench(setup, rounds, tuple(rows))

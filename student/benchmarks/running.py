@@ -41,7 +41,9 @@ class Running:
         return lines
 
 
-def measure_running(cache: Path, preset: str, scale: int, device: str, batch: int, patch: int, steps: int) -> Running:
+def measure_running(
+    cache: Path, preset: str, scale: int, device: str, batch: int, patch: int, steps: int, compiled: bool = False
+) -> Running:
     """Train a preset in a temporary folder, with the usual readers, and tell how it went.
 
     Args:
@@ -52,6 +54,7 @@ def measure_running(cache: Path, preset: str, scale: int, device: str, batch: in
         batch: patches a step.
         patch: side of an LR patch, LR pixels.
         steps: of the training, a multiple of 10 that is more than 10.
+        compiled: train through torch.compile.
 
     Raises:
         UsageError: there are too few steps, or no multiple of 10.
@@ -61,6 +64,7 @@ def measure_running(cache: Path, preset: str, scale: int, device: str, batch: in
         raise UsageError(f"the steps of a training to measure must be a multiple of {WARM} above it, got {steps}")
     chosen = {"model.preset": preset, "model.scale": scale, "train.device": "cpu" if device == "cpu" else "auto"}
     chosen |= {"train.steps": steps, "train.batch_size": batch, "train.patch": patch, "train.log_every": WARM}
+    chosen |= {"train.compile": str(compiled).lower()}
     settings = config.load(RunSettings, None, [f"{key}={value}" for key, value in chosen.items()])
     held: dict[int, int | None] = {}
 

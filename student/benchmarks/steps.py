@@ -4,7 +4,7 @@ import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,23 @@ from pipeline.training.ema import average
 from student.benchmarks.contenders import AbsentError, spandrel_twin
 from student.benchmarks.inference import seconds_of
 from student.model import build
+from student.training.step import compile_steps
 
 Program = Literal["dtkd", "spandrel"]
-TURNS: tuple[tuple[Program, ResolvedPrecision], ...] = (("spandrel", "fp32"), ("dtkd", "fp32"), ("dtkd", "bf16"))
+
+
+class Turn(NamedTuple):
+    """Whose step, and how it computes."""
+
+    program: Program
+    precision: ResolvedPrecision
+    compiled: bool = False
+    """Whether it goes through torch.compile, as with train.compile."""
+
+
+TURNS = (Turn("spandrel", "fp32"), Turn("dtkd", "fp32"), Turn("dtkd", "bf16"))
 """The first is what the others are compared with."""
+COMPILED = (Turn("dtkd", "fp32", True), Turn("dtkd", "bf16", True))
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class StepRow:
 
     program: Program
     precision: ResolvedPrecision
+    compiled: bool
     absent: str | None = None
     """Why nothing was measured; None otherwise."""
     seconds: float | None = None
@@ -37,7 +51,9 @@ class StepRow:
     """Lowest and highest of the rounds."""
 
 
-def measure_steps(preset: str, scale: int, lr: Tensor, gt: Tensor, rounds: int) -> tuple[StepRow, ...]:
+def measure_steps(
+    preset: str, scale: int, lr: Tensor, gt: Tensor, rounds: int, compiled: bool = False
+) -> tuple[StepRow, ...]:
     """Measure steps on one batch, `rounds` turns each after one that warms up.
 
     Args:
@@ -46,34 +62,38 @@ def measure_steps(preset: str, scale: int, lr: Tensor, gt: Tensor, rounds: int) 
         lr: (B, 3, h, w) in [0, 1]; its device is what is measured.
         gt: (B, 3, scale h, scale w).
         rounds: turns that are timed.
+        compiled: have ours take turns through torch.compile, too.
 
     Raises:
         DtkdError: there is no such preset or scale.
     """
-    steps: dict[tuple[Program, ResolvedPrecision], Callable[[], Tensor]] = {}
+    turns = TURNS + COMPILED * compiled
+    steps: dict[Turn, Callable[[], Tensor]] = {}
     absent = ""
-    for program, precision in TURNS:
+    for turn in turns:
         torch.manual_seed(0)
         network = build(preset, scale).to(lr.device)
         try:
-            trained = network.train() if program == "dtkd" else spandrel_twin(network)
+            trained = network.train() if turn.program == "dtkd" else spandrel_twin(network)
         except AbsentError as error:
             absent = str(error)
             continue
-        steps[program, precision] = training_step(trained, precision, lr, gt)
+        if turn.compiled:
+            compile_steps(network)
+        steps[turn] = training_step(trained, turn.precision, lr, gt)
     for step in steps.values():
         step()  # warms up
     times = [[seconds_of(step, str(lr.device)) for step in steps.values()] for _ in range(rounds)]
     columns = dict(zip(steps, zip(*times, strict=True), strict=True))
-    return tuple(_row(turn, columns, absent) for turn in TURNS)
+    return tuple(_row(turn, columns, absent) for turn in turns)
 
 
 def step_lines(rows: Sequence[StepRow]) -> list[str]:
     """The rows as a table for people."""
-    columns = "{:<13}  {:>9}  {:>6}  {:>12}"
+    columns = "{:<18}  {:>9}  {:>6}  {:>12}"
     lines = [columns.format("step", "step ms", "speed", "spread")]
     for row in rows:
-        head = f"{row.program} {row.precision}"
+        head = f"{row.program} {row.precision}" + " compiled" * row.compiled
         if row.seconds is None:
             lines.append(columns.format(head, "-", "-", "-") + f"  {row.absent}")
             continue
@@ -101,11 +121,7 @@ def training_step(network: nn.Module, precision: ResolvedPrecision, lr: Tensor, 
     return step
 
 
-def _row(
-    turn: tuple[Program, ResolvedPrecision],
-    columns: dict[tuple[Program, ResolvedPrecision], tuple[float, ...]],
-    absent: str,
-) -> StepRow:
+def _row(turn: Turn, columns: dict[Turn, tuple[float, ...]], absent: str) -> StepRow:
     if turn not in columns:
         return StepRow(*turn, absent=absent)
     seconds = columns[turn]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.system.device import ResolvedPrecision, cpu_threads, keep_freed_memory
+from pipeline.system.device import ResolvedPrecision, cpu_threads, keep_freed_memory, refuse_without_compiler
 from pipeline.system.errors import UsageError
 from pipeline.system.results import plain
 from student.benchmarks.inference import seconds_of
@@ -105,6 +105,7 @@ def bench_train(
     scale: int = 4,
     cache: Path | None = None,
     steps: int = 100,
+    compiled: bool = False,
 ) -> TrainBench:
     """Measure steps of a preset on random pictures, in both precisions; one step more warms up.
 
@@ -118,13 +119,16 @@ def bench_train(
         scale: HR pixels to an LR pixel.
         cache: to train on for a while; None leaves that out.
         steps: of that training.
+        compiled: measure steps through torch.compile, too, and train so.
 
     Raises:
-        DtkdError: there is no such preset or scale, or the cache cannot be trained on.
+        DtkdError: there is no such preset or scale, the cache cannot be trained on, or torch.compile does not work.
         UsageError: `rounds`, `batch` or `patch` is below 1.
     """
     if min(rounds, batch, patch) < 1:
         raise UsageError(f"rounds, batch and patch must be at least 1, got {rounds}, {batch}, {patch}")
+    if compiled:
+        refuse_without_compiler(torch.device(device))
     keep_freed_memory()
     torch.manual_seed(0)
     lr = torch.rand(batch, 3, patch, patch, device=device)
@@ -134,8 +138,8 @@ def bench_train(
         rows = [
             row for p in precisions for row in _measure(build(preset, scale).to(device), p, (lr, gt, teacher), rounds)
         ]
-        whole = measure_steps(preset, scale, lr, gt, rounds)
-        running = measure_running(cache, preset, scale, device, batch, patch, steps) if cache else None
+        whole = measure_steps(preset, scale, lr, gt, rounds, compiled)
+        running = measure_running(cache, preset, scale, device, batch, patch, steps, compiled) if cache else None
     return TrainBench(preset, batch, patch, device, threads, rounds, tuple(rows), whole, running)
 
 

@@ -161,9 +161,8 @@ def _refuse_misfits(cache: Path, planned: Sequence[Trial]) -> None:
     """Refuse what a later arm could not be trained on before the first one is."""
     datasets = {place: open_cache(place) for place in {trial.arm.cache or cache for trial in planned}}
     for trial in planned:
-        settings = trial.settings
-        dataset = datasets[trial.arm.cache or cache]
-        refuse_misfits(dataset, settings.data, settings.train.batch_size, settings.train.patch, world=1)
+        t, dataset = trial.settings.train, datasets[trial.arm.cache or cache]
+        refuse_misfits(dataset, trial.settings.data, t.batch_size, t.patch, world=1, parts=t.accumulate)
 
 
 def _is_ablation(folder: Path) -> bool:

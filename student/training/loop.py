@@ -7,7 +7,9 @@ finite is left out (`pipeline.training.state`).
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -34,6 +36,7 @@ from student.training.result import TrainResult, figure_text, result_of
 from student.training.run import LAYOUT, begin, save_run
 from student.training.settings import RunSettings, TrainSettings
 from student.training.state import Training, TrainState
+from student.training.step import add_gradient, compile_steps, interruptible
 from student.training.strips import draw_samples
 from student.training.validation import validate
 
@@ -76,8 +79,8 @@ def train(
             if accelerator.is_main_process:
                 LAYOUT.save_config(run, settings)
             state.settle_precision(settings.train.precision, accelerator.device)
-            stream = _stream(dataset, settings, state.step, accelerator)
-            with StopSignals() as signals:
+            state.compiled = settings.train.compile
+            with StopSignals() as signals, closing(_stream(dataset, settings, state.step, accelerator)) as stream:
                 if on_progress and accelerator.is_main_process:  # whoever has read it can stop the run
                     on_progress(ProgressEvent(state.step, settings.train.steps, "steps", summary="\n".join(plan)))
                 _loop(run, settings, training, state, stream, held_out, accelerator, signals, on_progress)
@@ -96,19 +99,19 @@ def _loop(
     on_progress: OnProgress | None,
 ) -> None:
     t, (student, ema, optimizer) = settings.train, training
+    if state.compiled:
+        compile_steps(student)
     model = accelerator.prepare_model(student)
     clock, meter = time.monotonic() - state.seconds, Meter(t.batch_size, str(accelerator.device))
-    with RunLog(run, state.step, speaks=accelerator.is_main_process) as log:
+    with RunLog(run, state.step, speaks=accelerator.is_main_process) as log, interruptible(signals, state.compiled):
         for batch in meter.timed(stream):
             processes.seed_step(t.seed, state.step, accelerator.process_index)  # of drop path
             rate, lam = _learning_rate(state.step, t), distill_weight(state.step, t.steps, settings.loss)
             set_learning_rate(optimizer, rate)
-            with state.autocast(accelerator.device):
-                sr = model(batch.lr)
             shift = grid_shift(state.step, t.seed, settings.loss)
-            loss = distillation_loss(sr, batch.gt, batch.teacher, state.weights, lam, shift)
-            accelerator.backward(loss.total)
-            losses = {**loss._asdict(), "grad_norm": clip_grad_norm_(student.parameters(), t.clip or math.inf)}
+            loss = partial(distillation_loss, weights=state.weights, lam=lam, shift=shift)
+            sr, losses = add_gradient(model, batch, t.accumulate, loss, state, accelerator)
+            losses["grad_norm"] = clip_grad_norm_(student.parameters(), t.clip or math.inf)
             seen = processes.agree(accelerator, losses, signals.requested)
             guard.look(run, state, batch, sr, seen, losses, t.spike, log, accelerator)
             if seen.finite:
@@ -131,7 +134,9 @@ def _loop(
                 return
 
 
-def _stream(dataset: CacheDataset, settings: RunSettings, step: int, accelerator: Accelerator) -> Iterator[Batch]:
+def _stream(
+    dataset: CacheDataset, settings: RunSettings, step: int, accelerator: Accelerator
+) -> Generator[Batch, None, None]:
     """This process's batches of the steps that are left."""
     t = settings.train
     return batches(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from pipeline.system.device import refuse_without_compiler
 from pipeline.system.errors import DtkdError
 from pipeline.system.words import bytes_text, plural
 from pipeline.training import checkpoint, processes
@@ -47,7 +48,7 @@ def preflight(
     def look() -> list[str]:
         t = settings.train
         LAYOUT.refuse_foreign(run)
-        refuse_misfits(dataset, settings.data, t.batch_size, t.patch, accelerator.num_processes)
+        refuse_misfits(dataset, settings.data, t.batch_size, t.patch, accelerator.num_processes, t.accumulate)
         refuse_other_scale(settings, dataset)
         latest = checkpoint.newest(run) if resume == "auto" else None
         if latest and read_state(latest).step >= t.steps:
@@ -57,15 +58,24 @@ def preflight(
             start_from(student, t.init)
         if len(held_out):
             measures_for(held_out, t, accelerator.device.type)
-        return [*_training(settings, dataset), *_validation(settings, held_out), _disk(run, student, t.keep)]
+        told = [*_training(settings, dataset, accelerator.num_processes), *_validation(settings, held_out)]
+        told.append(_disk(run, student, t.keep))
+        if t.compile:
+            refuse_without_compiler(accelerator.device)
+        return told
 
     return processes.main_first(accelerator, look)
 
 
-def _training(settings: RunSettings, dataset: CacheDataset) -> Iterator[str]:
+def _training(settings: RunSettings, dataset: CacheDataset, world: int) -> Iterator[str]:
     t, tiles = settings.train, len(dataset)
     epochs = t.steps * t.batch_size / tiles
     yield f"{plural(t.steps, 'step')} in batches of {t.batch_size} are {epochs:.1f} epochs of {plural(tiles, 'tile')}"
+    if t.accumulate > 1:
+        whose = " on each process" if world > 1 else ""
+        yield f"every step in {t.accumulate} parts, batches of {t.batch_size // (world * t.accumulate)}{whose}"
+    if t.compile:
+        yield "the first step compiles the student, which takes a minute or more"
     if tiles < t.batch_size:
         yield f"fewer tiles ({tiles}) than a batch has patches ({t.batch_size}): a step sees some of them repeatedly"
     if epochs > MANY_EPOCHS:

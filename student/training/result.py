@@ -36,6 +36,8 @@ class TrainResult:
     """Wall-clock seconds of training, earlier processes of the same run included."""
     precision: ResolvedPrecision | None
     """What the network computed in; None where the run was finished before that was recorded."""
+    compiled: bool
+    """Whether its latest steps went through torch.compile."""
 
     @property
     def finished(self) -> bool:
@@ -53,7 +55,7 @@ class TrainResult:
             state = f"finished before, {plural(self.step, 'step')}; reused as it is (--fresh trains anew)"
         else:
             state = f"{self.step} of {plural(self.steps, 'step')} in {clock_text(self.seconds)} of training"
-            state += f" in {self.precision}"
+            state += f" in {self.precision}" + (", compiled" if self.compiled else "")
         parts = [f"{self.run}: {state}"]
         figures = [figure_text(name, figure) for name, figure in self.validation.items()]
         parts += [f"{', '.join(figures)} on held-out samples"] if figures else []
@@ -78,5 +80,5 @@ def result_of(run: Path, state: TrainState, steps: int, reused: bool) -> TrainRe
     """How a run stands."""
     return TrainResult(
         run, state.step, steps, run / STUDENT, reused, state.validation, state.best, state.skipped, state.seconds,
-        state.precision,
+        state.precision, state.compiled,
     )  # fmt: skip

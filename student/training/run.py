@@ -83,6 +83,7 @@ def save_run(run: Path, training: Training, state: TrainState, keep: int) -> Non
 def export(path: Path, ema: SwinIR, state: TrainState) -> None:
     """Write averaged weights with what made them, and how good they were when they were validated last."""
     made = {"step": state.step, "validation": state.validation, "precision": state.precision}
+    made["compiled"] = state.compiled
     if path.name == BEST and state.best:
         made["best_by"] = state.best.metric
     save(ema, path, {**made, "settings": state.settings, "cache": state.data, "teacher": state.teacher})

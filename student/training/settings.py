@@ -12,11 +12,11 @@ from student.model import ModelSettings
 from student.stream import DataSettings
 
 FREE_KEYS = (
-    "data.workers", "data.stall_seconds", "data.val", "data.local_folder", "data.local_gigabytes", "train.best_by",
-    "train.device", "train.keep", "train.log_every", "train.sample_strips", "train.save_every", "train.spike",
-    "train.val_every", "train.val_metrics",
+    "data.workers", "data.stall_seconds", "data.val", "data.local_folder", "data.local_gigabytes", "train.accumulate",
+    "train.best_by", "train.compile", "train.device", "train.keep", "train.log_every", "train.sample_strips",
+    "train.save_every", "train.spike", "train.val_every", "train.val_metrics",
 )  # fmt: skip
-"""Settings that may change when a run goes on, because its weights do not depend on them."""
+"""Settings that may change when a run goes on, because its weights do not depend on them, or by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,10 @@ class TrainSettings:
     steps: int = 20_000
     """Optimiser steps."""
     batch_size: int = 16
-    """Patches a step, over all processes together."""
+    """Patches an optimiser step, over all processes and parts together."""
+    accumulate: int = 1
+    """Parts of equal size in which every process computes its patches of a step, one after the other: less memory, the
+    same steps and, up to rounding, the same weights. batch_size must be divisible by accumulate * processes."""
     patch: int = 48
     """Side of an LR patch, LR pixels."""
     lr: float = 2e-4
@@ -52,6 +55,9 @@ class TrainSettings:
     precision: Precision = "auto"
     """auto is bf16 where GPU or CPU (AVX512-BF16, AMX) compute in it natively, else fp32; decided when a run begins.
     Weights and loss are fp32 always."""
+    compile: bool = False
+    """Run the student's steps through torch.compile, which needs a C++ compiler; the first step then takes a minute or
+    more. The weights are the same up to rounding."""
     device: DeviceChoice = "auto"
     """auto takes an accelerator where there is one."""
     log_every: int = 50
@@ -73,7 +79,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
-        at_least_one = ("steps", "batch_size", "patch", "log_every", "val_every", "save_every", "keep")
+        at_least_one = ("steps", "batch_size", "accumulate", "patch", "log_every", "val_every", "save_every", "keep")
         config.refuse_below("train", self, 1, *at_least_one)
         config.refuse_below(
             "train", self, 0, "lr_warmup", "lr_floor", "weight_decay", "clip", "seed", "spike", "sample_strips"

@@ -45,6 +45,8 @@ class TrainState(RunState):
     """Remarks on its validations, each of which is made once."""
     recent: dict[str, list[float]] = field(default_factory=lambda: {"l1": [], "fg": []})
     """Losses of the latest steps, oldest first, which `student.training.guard` compares the next ones with."""
+    compiled: bool = False
+    """Whether the latest steps went through torch.compile."""
     teacher: dict[str, str] = field(default_factory=dict)
     """Whose pictures it learns from: name, hash and licence of the weights, where they came from, as far as known."""
 

@@ -106,17 +106,17 @@ def test_a_training_is_measured_on_a_cache_of_the_photos(monkeypatch):
     """A real one, which the command makes and removes."""
     seen = []
 
-    def look(preset, device, threads, rounds, *, cache, steps):
+    def look(preset, device, threads, rounds, *, cache, steps, compiled):
         dataset = open_cache(cache)
         same = [(item.gt == item.teacher).all() for item in map(dataset.__getitem__, range(3))]
-        seen.append((preset, steps, len(dataset) > 10, all(same), cache))
+        seen.append((preset, steps, compiled, len(dataset) > 10, all(same), cache))
         raise DtkdError("seen")
 
     monkeypatch.setattr("student.benchmarks.training.bench_train", look)
-    done = run("train", "--preset", "tiny", "--train-steps", "50")
+    done = run("train", "--preset", "tiny", "--train-steps", "50", "--compile")
     assert (done.exit_code, done.stderr.splitlines()[-1]) == (1, "dtkd: seen")
-    assert [found[:4] for found in seen] == [("tiny", 50, True, True)]
-    assert not seen[0][4].exists()
+    assert [found[:5] for found in seen] == [("tiny", 50, True, True, True)]
+    assert not seen[0][5].exists()
 
 
 def test_a_table_of_parts():

@@ -261,7 +261,8 @@ def test_a_shard_that_vanishes_or_shrinks_is_refused(tmp_path):
     ("values", "words"),
     [
         ({"patch": 17}, "at most 16 LR pixels .* got 17"),
-        ({"batch_size": 5, "world": 2}, "shared by 2 processes .* got 5"),
+        ({"batch_size": 5, "world": 2}, "divisible by 2 \\(2 processes\\), got 5: set train.batch_size=6"),
+        ({"batch_size": 6, "world": 4}, "divisible by 4 .*: set train.batch_size=8"),
     ],
 )
 def test_settings_that_do_not_fit_the_cache_are_refused(cache, values, words):

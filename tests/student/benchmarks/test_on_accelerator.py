@@ -28,8 +28,10 @@ def test_the_student_beside_spandrel(accelerator, compiled, monkeypatch):
         assert row.memory is None or row.memory > 0
 
 
-def test_a_training_step_and_a_training(accelerator, tmp_path):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_a_training_step_and_a_training(accelerator, tmp_path, compiled):
     cache = write_cache(tmp_path / "cache", val=0)
-    found = bench_train("tiny", accelerator, 1, rounds=1, batch=2, patch=8, cache=cache, steps=20)
+    found = bench_train("tiny", accelerator, 1, rounds=1, batch=2, patch=8, cache=cache, steps=20, compiled=compiled)
+    torch.compiler.reset()
     assert all(row.seconds > 0 for row in (*found.rows, *found.steps))
     assert found.running is not None and 0 <= found.running.waiting < 1

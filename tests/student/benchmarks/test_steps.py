@@ -19,7 +19,7 @@ def test_all_take_the_same_step():
     """The SR images of the second step depend on the first one's gradients, clipping and optimiser."""
     lr, gt = pictures()
     seen = {}
-    for program, precision in steps.TURNS:
+    for program, precision, _ in steps.TURNS:
         torch.manual_seed(0)
         network = steps.build("tiny")
         step = steps.training_step(
@@ -43,11 +43,22 @@ def test_the_ratio_is_to_spandrels_step(monkeypatch):
 
     monkeypatch.setattr(steps, "seconds_of", seconds)
     rows = steps.measure_steps("tiny", 4, *pictures(), rounds=3)
-    assert [(row.program, row.precision) for row in rows] == list(steps.TURNS)
+    assert [(row.program, row.precision, row.compiled) for row in rows] == list(steps.TURNS)
     assert [row.seconds for row in rows] == [8, 3, 2]
     assert [row.speed for row in rows] == [1, 3, 4]
     assert rows[1].spread == (2, 4)
     assert steps.step_lines(rows)[2].split() == ["dtkd", "fp32", "3000", "3.00", "2.00", "to", "4.00"]
+
+
+@pytest.mark.slow
+def test_compiled_steps_take_turns_too(tmp_path):
+    cache = write_cache(tmp_path / "cache", val=0)
+    found = bench_train("tiny", "cpu", 1, rounds=1, batch=1, patch=8, cache=cache, steps=20, compiled=True)
+    torch.compiler.reset()
+    assert [(row.program, row.precision, row.compiled) for row in found.steps] == [*steps.TURNS, *steps.COMPILED]
+    assert all(row.seconds > 0 for row in found.steps)
+    text = "\n".join(found.lines())
+    assert "dtkd bf16 compiled" in text and "training of 20 steps in" in text
 
 
 def test_without_spandrel_there_is_no_ratio(monkeypatch):

@@ -85,13 +85,15 @@ def met_at(cache: Path, key: str, given: RunSettings) -> list[int]:
     return [step for step, batch in enumerate(stream, 1) if key in batch.keys]
 
 
-@pytest.mark.parametrize("picture", ["teacher", "gt", "lr"])
-def test_a_sample_that_is_not_finite_is_named(cache, tmp_path, monkeypatch, picture):
+@pytest.mark.parametrize(("picture", "parts"), [("teacher", 1), ("gt", 1), ("lr", 1), ("gt", 2)])
+def test_a_sample_that_is_not_finite_is_named(cache, tmp_path, monkeypatch, picture, parts):
+    """Also in a step of several parts."""
     key, told = open_cache(cache).key(5), []
-    steps = met_at(cache, key, settings())
+    given = settings(f"train.accumulate={parts}")
+    steps = met_at(cache, key, given)
     assert 0 < len(steps) < 6
     plant(monkeypatch, key, picture, float("nan"))
-    result = train(cache, tmp_path, settings(), on_progress=lambda event: told.append(event.summary))
+    result = train(cache, tmp_path, given, on_progress=lambda event: told.append(event.summary))
     assert result.skipped == len(steps)
     assert [row["step"] for row in remarks(tmp_path)] == steps
     expected = [picture, "sr"] if picture == "lr" else [picture]
@@ -163,6 +165,10 @@ def test_a_leap_of_the_loss_is_named_also_after_an_interruption(cache, tmp_path,
     assert remarks(tmp_path / "halves") == found
     one, other = (load_file(newest(tmp_path / name) / "model.safetensors") for name in ("whole", "halves"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    train(cache, tmp_path / "parts", settings("train.steps=8", "train.accumulate=2"))
+    for row, other in zip(remarks(tmp_path / "parts"), found, strict=True):  # of the step, not of a part
+        assert row["losses"] == pytest.approx(other["losses"], rel=1e-4)
+        assert row["remark"].split(" (l1")[0] == other["remark"].split(" (l1")[0]
     train(cache, tmp_path / "off", settings("train.steps=8", "train.spike=0"))
     assert remarks(tmp_path / "off") == []
 

@@ -22,9 +22,9 @@ SETTINGS = (
 TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
 
 
-def trained(cache: Path, run: Path, device: str, precision: str) -> list[dict]:
+def trained(cache: Path, run: Path, device: str, precision: str, *more: str) -> list[dict]:
     """The log of a run that `dtkd train-student` made."""
-    chosen = (*SETTINGS, f"train.precision={precision}", f"train.device={'cpu' if device == 'cpu' else 'auto'}")
+    chosen = (*SETTINGS, f"train.precision={precision}", f"train.device={'cpu' if device == 'cpu' else 'auto'}", *more)
     options = [word for setting in chosen for word in ("--set", setting)]
     command = [sys.executable, "-m", "cli", "train-student", str(cache), str(run), *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -59,3 +59,10 @@ def test_a_run_and_one_that_goes_on(accelerator, cache, on_cpu, tmp_path, precis
     shutil.rmtree(newest(tmp_path / "run"))  # as if it had been killed after step 4
     assert newest(tmp_path / "run").name == "step-00000004"
     assert_same_course(trained(cache, tmp_path / "run", accelerator, precision), on_cpu, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", ["false", "true"], ids=["eager", "compiled"])
+def test_a_run_in_parts(accelerator, cache, on_cpu, tmp_path, compiled, precision):
+    more = ("train.accumulate=2", f"train.compile={compiled}")
+    assert_same_course(trained(cache, tmp_path / "run", accelerator, precision, *more), on_cpu, precision)

@@ -26,6 +26,29 @@ SETTINGS = (
     "model.preset=tiny", "train.steps=8", "train.batch_size=4", "train.patch=8", "train.lr=1e-3", "train.lr_warmup=0",
     "train.log_every=1", "train.save_every=4", "train.val_every=100", "train.device=cpu", "data.workers=0",
 )  # fmt: skip
+COUNTING = """
+import atexit, os, sys
+
+import cli
+from accelerate import Accelerator
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+prepare, reduced = Accelerator.prepare_model, []
+
+def counting(*arguments):
+    model = prepare(*arguments)
+
+    def reduce(group, bucket):
+        reduced.extend([1] if bucket.is_last() else [])
+        return allreduce_hook(group, bucket)
+
+    model.register_comm_hook(None, reduce)
+    return model
+
+Accelerator.prepare_model = counting
+atexit.register(lambda: print(f"rank {os.environ['RANK']} reduced {len(reduced)} times", flush=True))
+cli.app(sys.argv[1:])
+"""
 LIMIT = 300
 """Seconds after which processes are held to wait for each other for ever."""
 
@@ -35,14 +58,15 @@ def command(cache: Path, run: Path, *overrides: str) -> list[str]:
     return ["-m", "cli", "train-student", str(cache), str(run), *options]
 
 
-def torchrun(ranks: int, *arguments) -> None:
+def torchrun(ranks: int, *arguments, program: tuple[str, ...] = ("-m", "cli")) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    words = [*launcher, *command(*arguments)]
+    words = [*launcher, *program, *command(*arguments)[2:]]
     done = subprocess.run(
         words, capture_output=True, text=True, cwd=ROOT, env=environment(), check=False, timeout=LIMIT
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("8 of 8 steps") == 1
+    return done
 
 
 def alone(cache: Path, run: Path, *overrides: str) -> Path:
@@ -60,6 +84,12 @@ def assert_trained_alike(one: Path, other: Path, limit: float) -> None:
     assert moved > 20 * limit
 
 
+def assert_same_course(run: Path, expected: Path) -> None:
+    for name in ("total", "fg"):
+        course, other = ([row[name] for row in read_log(path) if name in row] for path in (run, expected))
+        assert course == pytest.approx(other, rel=0.01), name
+
+
 def test_an_odd_number_of_samples_on_two_ranks_and_on_one_from_the_middle(tmp_path):
     """21 samples, 4 a step: epochs end within steps."""
     cache = write_cache(tmp_path / "cache", shards=(20, 1), val=0)
@@ -70,6 +100,30 @@ def test_an_odd_number_of_samples_on_two_ranks_and_on_one_from_the_middle(tmp_pa
     shutil.rmtree(newest(tmp_path / "two"))
     assert newest(tmp_path / "two").name == "step-00000004"
     assert_trained_alike(one, alone(cache, tmp_path / "two", fp32), 1e-5)
+
+
+def test_parts_on_two_ranks_which_reduce_once_a_step(tmp_path):
+    """Two parts of one patch on each rank."""
+    cache, script = write_cache(tmp_path / "cache", val=0), tmp_path / "counting.py"
+    script.write_text(COUNTING)
+    chosen = ("train.precision=fp32", "loss.energy=1", "loss.cycle_spinning=true")
+    done = torchrun(2, cache, tmp_path / "two", *chosen, "train.accumulate=2", program=(str(script),))
+    assert sorted(line for line in done.stdout.splitlines() if "reduced" in line) == [
+        "rank 0 reduced 8 times",
+        "rank 1 reduced 8 times",
+    ]
+    assert_trained_alike(alone(cache, tmp_path / "one", *chosen), tmp_path / "two", 5e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_in_parts_on_two_ranks(tmp_path, precision):
+    cache, chosen = write_cache(tmp_path / "cache", val=1), f"train.precision={precision}"
+    torchrun(2, cache, tmp_path / "two", chosen, "train.compile=true", "train.accumulate=2")
+    one = alone(cache, tmp_path / "one", chosen)
+    if precision == "fp32":
+        assert_trained_alike(one, tmp_path / "two", 1e-5)
+    assert_same_course(tmp_path / "two", one)
 
 
 @pytest.mark.slow
@@ -86,16 +140,17 @@ def test_bf16_on_two_ranks(tmp_path):
     cache = write_cache(tmp_path / "cache", val=1)
     torchrun(2, cache, tmp_path / "two", "train.precision=bf16")
     one = alone(cache, tmp_path / "one", "train.precision=bf16")
-    for name in ("total", "fg"):
-        course, expected = ([row[name] for row in read_log(run) if name in row] for run in (tmp_path / "two", one))
-        assert course == pytest.approx(expected, rel=0.01), name
+    assert_same_course(tmp_path / "two", one)
 
 
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments(tmp_path):
-    """Also within saving, which takes most of the time here; two readers, an average, a run of one process."""
+    """Also within saving, which takes most of the time here; two readers, an average, steps in parts, one process."""
     cache = write_cache(tmp_path / "cache", shards=(5, 4), val=1)
-    changed = ("train.steps=120", "train.save_every=2", "train.precision=fp32", "data.workers=2", "model.drop_path=.2")
+    changed = (
+        "train.steps=120", "train.save_every=2", "train.precision=fp32", "data.workers=2", "model.drop_path=.2",
+        "train.accumulate=2",
+    )  # fmt: skip
     one = alone(cache, tmp_path / "one", *changed)
     rng, run, kills = random.Random(0), tmp_path / "run", 0
     while kills < 10:

@@ -250,8 +250,8 @@ def poison(monkeypatch, steps: set[int]) -> None:
     """Make the loss of the given (0-based) steps NaN."""
     count = iter(range(1000))
 
-    def loss(*arguments):
-        parts = true_loss(*arguments)
+    def loss(*images, **how):
+        parts = true_loss(*images, **how)
         return parts._replace(total=parts.total * float("nan")) if next(count) in steps else parts
 
     true_loss = loop.distillation_loss
