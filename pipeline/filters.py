@@ -140,6 +140,13 @@ def mirrored(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.minimum(folded, 2 * size - 1 - folded)
 
 
+def cut_mirrored(image: NDArray[np.uint8], rows: range, columns: range, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Cut rows and columns out of the first `size` (height, width) pixels of an image (H, W, C), mirrored beyond them."""
+    y, x = (mirrored(np.arange(r.start, r.stop), side) for r, side in zip((rows, columns), size, strict=True))
+    left = int(x.min())
+    return np.take(image[y, left : int(x.max()) + 1], x - left, axis=1)  # whole rows first: four times as fast
+
+
 def _exact_rows(weights: Array) -> Array:
     """Normalise each row, round it to RESIZE_GRID, give the rounding error to its largest weight: the sum is 1."""
     units = np.rint(weights / weights.sum(axis=1, keepdims=True) * RESIZE_GRID)

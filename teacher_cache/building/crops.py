@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
 from pipeline.degrade import degrade_inside
-from pipeline.filters import mirrored
+from pipeline.filters import cut_mirrored
 from pipeline.images import ImageError, Rgb, load_rgb
 from pipeline.schema import Json, Split, sample_key, sample_seed
 from pipeline.system.errors import DtkdError
@@ -162,9 +162,9 @@ def _check_inside(tile: Tile, width: int, height: int, scale: int) -> None:
 
 def _grown(image: Rgb, tile: Tile, margin: int, height: int, width: int) -> Rgb:
     """The tile and `margin` pixels around it, mirrored where the image, of this height and width, ends."""
-    rows = mirrored(np.arange(tile.y - margin, tile.y + tile.height + margin), height)
-    columns = mirrored(np.arange(tile.x - margin, tile.x + tile.width + margin), width)
-    return np.ascontiguousarray(image[rows[:, None], columns])
+    rows = range(tile.y - margin, tile.y + tile.height + margin)
+    columns = range(tile.x - margin, tile.x + tile.width + margin)
+    return cut_mirrored(image, rows, columns, (height, width))
 
 
 def _cut(image: Rgb, x: int, y: int, width: int, height: int) -> Rgb:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from pipeline.corpus import Source
 from pipeline.degradation import Degradation
 from pipeline.degrade import degrade_inside
-from pipeline.filters import mirrored
+from pipeline.filters import cut_mirrored
 from pipeline.images import ImageError, load_rgb, to_tensor
 from pipeline.system.errors import DtkdError
 from pipeline.training.readers import read_ahead
@@ -123,9 +123,8 @@ def _random_crop(photo: np.ndarray, side: int, margin: int, rng: np.random.Gener
     inner = min(round(side / factor), height, width)
     y, x = int(rng.integers(height - inner + 1)), int(rng.integers(width - inner + 1))
     around = round(margin * inner / side)
-    rows = mirrored(np.arange(y - around, y + inner + around), height)
-    columns = mirrored(np.arange(x - around, x + inner + around), width)
-    crop = photo[rows[:, None], columns]
+    rows, columns = range(y - around, y + inner + around), range(x - around, x + inner + around)
+    crop = cut_mirrored(photo, rows, columns, (height, width))
     whole = side + 2 * margin
     if crop.shape[0] != whole:
         crop = np.asarray(Image.fromarray(crop).resize((whole, whole), Image.Resampling.LANCZOS))
