@@ -141,7 +141,7 @@ def mirrored(positions: NDArray[np.int64], size: int) -> NDArray[np.int64]:
 
 
 def cut_mirrored(image: NDArray[np.uint8], rows: range, columns: range, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Cut rows and columns out of the first `size` (height, width) pixels of an image (H, W, C), mirrored beyond them."""
+    """Cut out of the first `size` (height, width) pixels of an image (H, W, C), mirrored beyond them."""
     y, x = (mirrored(np.arange(r.start, r.stop), side) for r, side in zip((rows, columns), size, strict=True))
     left = int(x.min())
     return np.take(image[y, left : int(x.max()) + 1], x - left, axis=1)  # whole rows first: four times as fast
