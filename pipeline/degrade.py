@@ -44,17 +44,18 @@ def degrade_inside(hr: NDArray[np.uint8], margin: int, degradation: Degradation,
         rng: where all randomness comes from.
 
     Raises:
-        ValueError: as `degrade`, or nothing is left inside the margin.
+        ValueError: as `degrade`, nothing is left inside the margin, or it is narrower than what may be left out.
     """
     scale = degradation.scale
     h, w = hr.shape[0] // scale - 2 * margin, hr.shape[1] // scale - 2 * margin
     if h < 1 or w < 1:
         raise ValueError(f"expected more than {2 * margin * scale} pixels a side, got {hr.shape[1]}x{hr.shape[0]}")
-    if degradation.kind != "real":
-        return np.ascontiguousarray(degrade(hr, degradation, rng)[margin:, margin:][:h, :w])
-    y, x = (int(n) for n in rng.integers(JPEG_BLOCK, size=2))
-    end = hr.shape[0] - (JPEG_BLOCK - 1) * scale, hr.shape[1] - (JPEG_BLOCK - 1) * scale
-    lr = degrade(hr[y * scale : end[0], x * scale : end[1]], degradation, rng)
+    spare = JPEG_BLOCK - 1 if degradation.kind == "real" else 0
+    if margin < spare:
+        raise ValueError(f"expected a margin of at least {spare} LR pixels, got {margin}")
+    y, x = (int(n) for n in rng.integers(spare + 1, size=2)) if spare else (0, 0)
+    bottom, right = (side - spare * scale for side in hr.shape[:2])
+    lr = degrade(hr[y * scale : bottom, x * scale : right], degradation, rng)
     return np.ascontiguousarray(lr[margin - y :, margin - x :][:h, :w])
 
 

@@ -1,4 +1,4 @@
-"""Resizing and blurring whose results are the same bits on every machine.
+"""Resizing, blurring and noise whose results are the same bits on every machine.
 
 H W height and width, C channels, K kernel side (odd), h w height and width after a resize.
 
@@ -6,7 +6,8 @@ Floating-point sums depend on their order, so on the processor, the BLAS and the
 and a JPEG block after it. Here pixels lie on a grid of 2^-12 levels (0..255) and filter weights on a power-of-two grid,
 which makes every product and every partial sum an exact float64: order and fused multiply-adds no longer matter, nor
 does the kind of FFT, whose error stays far below half a grid step and is rounded away. What remains is the last bit of
-exp and Bessel functions in a blur kernel, which reaches a rounded weight less than once in ten million kernels.
+exp and Bessel functions in a blur kernel, which reaches a rounded weight less than once in ten million kernels, and of
+the distributions behind the tables of noise, which are rounded as well.
 """
 
 import math
