@@ -1,5 +1,6 @@
 """A small corpus of real photos, and builds of it in processes that can be killed."""
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -59,8 +60,19 @@ def build_at_url(corpus: Path, local: Path, shards: str, teacher: Teacher | None
     return build_cache(str(corpus), URL, teacher or NoisyBicubic(), how)
 
 
-def remote_tars(store: Any) -> dict[str, bytes]:
-    return {path.rpartition("/")[2]: bytes(store.cat_file(path)) for path in store.glob("/bucket/cache/*.tar")}
+def remote_tars(store: Any, cache: str = "/bucket/cache") -> dict[str, bytes]:
+    store.invalidate_cache()
+    return {path.rpartition("/")[2]: bytes(store.cat_file(path)) for path in store.glob(f"{cache}/*.tar")}
+
+
+def whole_records(store: Any, cache: str = "/bucket/cache") -> int:
+    """Number of records at a URL, also in its manifest; each describes the tar that is beside it, at any moment."""
+    stored = {name: hashlib.sha256(data).hexdigest() for name, data in remote_tars(store, cache).items()}
+    found = [json.loads(store.cat_file(path)) for path in store.glob(f"{cache}/done/*.json")]
+    if store.exists(f"{cache}/manifest.json"):
+        found += json.loads(store.cat_file(f"{cache}/manifest.json"))["shards"]
+    assert all(stored[f"{record['name']}.tar"] == record["sha256"] for record in found)
+    return len(found)
 
 
 def tars(cache: Path) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 Needs moto[server] and s3fs, which `pip install -e '.[dev]'` brings.
 """
 
-import hashlib
 import json
 import os
 import signal
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_support import command_options, make_corpus
+from cache_support import command_options, make_corpus, remote_tars, tars, whole_records
 
 import cli
 from pipeline.storage.places import Remote
@@ -25,7 +24,8 @@ pytest.importorskip("s3fs")
 moto_server = pytest.importorskip("moto.server")
 
 ROOT = Path(cli.__file__).parent
-URL = "s3://photos/cache"
+CACHE = "photos/cache"
+URL = f"s3://{CACHE}"
 TEACHER = f"python:{ROOT}/examples/python_teacher.py:sharpened"
 OPTIONS = command_options(TEACHER, 5)
 
@@ -135,15 +135,6 @@ def build(corpus, local, shards, *more):
     return ["teacher-cache", str(corpus), URL, *OPTIONS, "--shards", shards, "--set", f"local_folder={local}", *more]
 
 
-def stored_tars(bucket):
-    bucket.invalidate_cache()
-    return {path.rpartition("/")[2]: bucket.cat_file(path) for path in bucket.glob("photos/cache/*.tar")}
-
-
-def tars(cache):
-    return {path.name: path.read_bytes() for path in cache.glob("*.tar")}
-
-
 def test_build_kill_go_on_verify_and_train(bucket, corpus, whole, tmp_path):
     local = tmp_path / "local"
     process = start(*build(corpus, local, "0-"))
@@ -151,13 +142,13 @@ def test_build_kill_go_on_verify_and_train(bucket, corpus, whole, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)  # around the put of the first shard
     process.communicate()
-    assert not bucket.exists("photos/cache/manifest.json")
+    assert not bucket.exists(f"{CACHE}/manifest.json")
 
     part = json.loads(run(*build(corpus, local, "0-1", "--json")))
     assert (part["complete"], part["share_done"], part["shards_done"]) == (False, True, 2)
     rest = json.loads(run(*build(corpus, tmp_path / "another machine", "2-", "--json")))
     assert (rest["complete"], rest["cache"], rest["ok"]) == (True, URL, 17)
-    assert stored_tars(bucket) == tars(whole)
+    assert remote_tars(bucket, CACHE) == tars(whole)
 
     assert "17 sound samples" in run("verify", URL)
     student = ("model.preset=tiny", "train.steps=3", "train.batch_size=2", "train.patch=16", "train.val_metrics=psnr_y",
@@ -183,14 +174,14 @@ def test_a_connection_lost_in_the_middle_of_a_put_loses_nothing(bucket, port, co
     assert proxy.cuts >= 1
     assert "s3://photos/cache: writing shard-00000000.tar failed" in err
     assert "run the same command again" in err
-    assert stored_tars(bucket) == {}
+    assert remote_tars(bucket, CACHE) == {}
     assert Remote(URL).listing("done") == {}
 
     result = json.loads(run(*build(corpus, tmp_path / "local", "0", "--json")))
     assert result["share_done"]
-    assert stored_tars(bucket) == {"shard-00000000.tar": (whole / "shard-00000000.tar").read_bytes()}
+    assert remote_tars(bucket, CACHE) == {"shard-00000000.tar": (whole / "shard-00000000.tar").read_bytes()}
     run(*build(corpus, tmp_path / "local", "1-"))
-    assert stored_tars(bucket) == tars(whole)
+    assert remote_tars(bucket, CACHE) == tars(whole)
 
 
 # Failed samples, made again ------------------------------------------------------------------------------------------
@@ -240,16 +231,6 @@ cli.app()
 """
 
 
-def whole_records(bucket):
-    """Number of records at the URL, also in its manifest; each describes the tar that is beside it."""
-    stored = {name: hashlib.sha256(data).hexdigest() for name, data in stored_tars(bucket).items()}
-    found = [json.loads(bucket.cat_file(path)) for path in bucket.glob("photos/cache/done/*.json")]
-    if bucket.exists("photos/cache/manifest.json"):
-        found += json.loads(bucket.cat_file("photos/cache/manifest.json"))["shards"]
-    assert all(stored[f"{record['name']}.tar"] == record["sha256"] for record in found)
-    return len(found)
-
-
 def test_failed_samples_are_made_again_and_a_kill_between_any_two_steps_is_gone_on_from(bucket, corpus, tmp_path):
     """The manifest goes, the record, the tar is replaced, the new record put: killed after each of these."""
     (tmp_path / "moody.py").write_text(MOODY)
@@ -267,15 +248,15 @@ def test_failed_samples_are_made_again_and_a_kill_between_any_two_steps_is_gone_
         words = [sys.executable, "-c", DYING, *command, "--retry-errors"]
         dying = subprocess.run(words, cwd=ROOT, env=os.environ | {"DIE_AFTER": str(steps)}, capture_output=True)
         assert dying.returncode == -signal.SIGKILL, dying.stderr.decode()
-        seen.add(whole_records(bucket))
+        seen.add(whole_records(bucket, CACHE))
         found = json.loads(run("status", URL, "--json"))
         assert not found["complete"] and not found["damaged"]
-        assert found["shards_done"] == len(bucket.glob("photos/cache/done/*.json"))
+        assert found["shards_done"] == len(bucket.glob(f"{CACHE}/done/*.json"))
     assert seen == {4, 5}, "with and without the record of the shard that is replaced"
 
     last = json.loads(run(*command, "--retry-errors", "--json"))
     assert (last["complete"], last["errors"], last["ok"]) == (True, 0, 17)
-    assert stored_tars(bucket) == tars(tmp_path / "whole")
-    assert whole_records(bucket) == 10
+    assert remote_tars(bucket, CACHE) == tars(tmp_path / "whole")
+    assert whole_records(bucket, CACHE) == 10
     assert "17 sound samples" in run("verify", URL)
     assert "complete" in run("status", URL, "--watch").splitlines()

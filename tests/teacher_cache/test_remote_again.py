@@ -1,11 +1,8 @@
 """`--retry-errors` at a URL: as in a folder, and whoever looks at any moment sees only what is whole."""
 
-import hashlib
-import json
-
 import numpy as np
 import pytest
-from cache_support import URL, NoisyBicubic, build_at_url, remote_tars, samples, tars
+from cache_support import URL, NoisyBicubic, build_at_url, remote_tars, samples, tars, whole_records
 
 from pipeline import images
 from pipeline.shards import load_manifest
@@ -26,16 +23,6 @@ def failed(corpus, finished, store, tmp_path):
     assert build_at_url(corpus, tmp_path / "gone", "0-").errors == 1, "not without being asked"
     assert [shard.name for shard in load_manifest(URL).shards if shard.errors] == [SHARD]
     return store
-
-
-def check(store):
-    """What must hold at any moment: every record, also in the manifest, describes the tar that is beside it."""
-    tars = {name: hashlib.sha256(data).hexdigest() for name, data in remote_tars(store).items()}
-    records = [json.loads(store.cat_file(path)) for path in store.glob("/bucket/cache/done/*.json")]
-    if store.exists("/bucket/cache/manifest.json"):
-        records += json.loads(store.cat_file("/bucket/cache/manifest.json"))["shards"]
-    assert all(tars[f"{record['name']}.tar"] == record["sha256"] for record in records)
-    return len(records)
 
 
 def watched(monkeypatch, store, after):
@@ -59,7 +46,7 @@ def test_failed_samples_are_made_again_and_the_others_taken_over(corpus, finishe
     assert (result.complete, result.errors, result.ok, result.computed) == (True, 0, 17, 5)
     assert teacher.calls == 1, "the one micro-batch"
     assert remote_tars(failed) == tars(finished)
-    assert load_manifest(URL).ok == 17 and verify_cache(URL).ok and check(failed) == 10
+    assert load_manifest(URL).ok == 17 and verify_cache(URL).ok and whole_records(failed) == 10
     left = [path for path in (tmp_path / machine / "making").rglob("*") if path.suffix in (".tar", ".tmp")]
     assert not left, "a tar goes when the store has it"
     again = build_at_url(corpus, tmp_path / machine, "0-", teacher, retry_errors=True)
@@ -68,7 +55,7 @@ def test_failed_samples_are_made_again_and_the_others_taken_over(corpus, finishe
 
 def test_no_record_ever_stands_beside_a_tar_of_another(corpus, failed, tmp_path, monkeypatch):
     steps = []
-    watched(monkeypatch, failed, lambda step: (steps.append(step), check(failed)))
+    watched(monkeypatch, failed, lambda step: (steps.append(step), whole_records(failed)))
     assert build_at_url(corpus, tmp_path / "another", "0-", retry_errors=True).errors == 0
     replaced = [
         "rm_file manifest.json",
@@ -91,7 +78,7 @@ def test_killed_after_any_step_the_same_command_goes_on(corpus, finished, failed
     def die(step):
         nonlocal left
         left -= 1
-        check(failed)
+        whole_records(failed)
         if not left:
             raise Killed
 
@@ -99,10 +86,10 @@ def test_killed_after_any_step_the_same_command_goes_on(corpus, finished, failed
         watched(broken, failed, die)
         with pytest.raises(Killed):
             build_at_url(corpus, tmp_path / "one", "0-", retry_errors=True)
-    check(failed)
+    whole_records(failed)
     teacher, machine = NoisyBicubic(), "two" if goes_on == "another machine" else "one"
     result = build_at_url(corpus, tmp_path / machine, "0-", teacher, retry_errors=goes_on != "without being asked")
-    assert result.complete and verify_cache(URL).ok and check(failed) == 10
+    assert result.complete and verify_cache(URL).ok and whole_records(failed) == 10
     if goes_on == "without being asked" and at == 1:
         assert result.errors == 1, "only the manifest was gone, and is there again"
         return
@@ -121,7 +108,7 @@ def test_killed_before_the_store_was_touched_the_old_shard_counts(corpus, finish
 
     with pytest.raises(Killed):
         build_at_url(corpus, tmp_path / "one", "0-", dying, retry_errors=True)
-    assert list((tmp_path / "one").rglob(f"{SHARD}.tar")) and check(failed) == 10
+    assert list((tmp_path / "one").rglob(f"{SHARD}.tar")) and whole_records(failed) == 10
     plain = build_at_url(corpus, tmp_path / "one", "0-")
     assert (plain.complete, plain.errors, plain.computed) == (True, 1, 0)
     teacher = NoisyBicubic()
@@ -154,7 +141,7 @@ def test_a_process_of_the_same_machine_that_begins_meanwhile_leaves_it_alone(cor
     result = build_at_url(corpus, tmp_path / "one", "0-", teacher, retry_errors=True)
     assert (result.errors, teacher.calls) == (0, 1)
     assert len(done) == 2 and all(SHARD not in names and len(names) == 4 for names in done)
-    assert remote_tars(failed) == tars(finished) and check(failed) == 10
+    assert remote_tars(failed) == tars(finished) and whole_records(failed) == 10
 
 
 def test_another_machine_that_ends_meanwhile_writes_no_old_manifest(corpus, failed, tmp_path):
@@ -164,7 +151,7 @@ def test_another_machine_that_ends_meanwhile_writes_no_old_manifest(corpus, fail
     assert build_at_url(corpus, tmp_path / "one", "0-", retry_errors=True).errors == 0
     names = sorted(other.done)
     assert other.finalize(names).errors == 0
-    assert load_manifest(URL).errors == 0 and check(failed) == 10
+    assert load_manifest(URL).errors == 0 and whole_records(failed) == 10
     late = RemoteCache(Remote(URL), tmp_path / "late")
     late.begin()
     failed.rm_file(f"/bucket/cache/done/{SHARD}.json")  # it is being replaced
